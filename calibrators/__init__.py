@@ -1,0 +1,1 @@
+"""Calibration: the data types, sources of calibration inputs, statistics and solvers."""

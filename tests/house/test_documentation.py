@@ -1,0 +1,141 @@
+"""Every command, file and link that the documents mention exists."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHELL = {"console", "bash", "sh", "shell"}
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
+EXTRAS = re.compile(r"(?:^|/)\.\[([\w,-]+)\]$|^qvd-trt\[([\w,-]+)\]$")
+
+
+@dataclass(frozen=True)
+class Command:
+    document: str
+    argv: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.document}: {shlex.join(self.argv)}"
+
+
+def blocks(text: str, languages: set[str]) -> Iterator[str]:
+    for language, body in FENCE.findall(text):
+        if language in languages:
+            yield body
+
+
+def commands_of(document: str, text: str) -> Iterator[Command]:
+    """Yield the simple commands of the shell blocks.
+
+    In a block with `$ ` prompts, the lines without one are output. A block may hold several
+    commands a line (`&&`, `;`, `|`), continued lines and comments.
+    """
+    for block in blocks(text, SHELL):
+        lines = block.replace("\\\n", " ").splitlines()
+        if any(line.startswith("$ ") for line in lines):
+            lines = [line[2:] for line in lines if line.startswith("$ ")]
+        for line in lines:
+            lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+            lexer.whitespace_split = True
+            argv: list[str] = []
+            for word in [*lexer, ";"]:
+                if set(word) <= set(";&|()"):
+                    if argv:
+                        yield Command(document, tuple(argv))
+                    argv = []
+                else:
+                    argv.append(word)
+
+
+def all_commands() -> list[Command]:
+    return [
+        command
+        for path in DOCUMENTS
+        if path.exists()
+        for command in commands_of(path.relative_to(ROOT).as_posix(), path.read_text())
+    ]
+
+
+def own_commands() -> dict[str, str]:
+    return {
+        entry.name: entry.module
+        for entry in distribution("qvd-trt").entry_points
+        if entry.group == "console_scripts"
+    }
+
+
+COMMANDS = all_commands()
+
+
+def test_readme_shows_the_main_command() -> None:
+    assert any(c.document == "README.md" and c.argv[0] == "qvd-export" for c in COMMANDS)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.argv[0].startswith("qvd-")], ids=str)
+def test_command_is_accepted_by_its_parser(command: Command) -> None:
+    module = importlib.import_module(own_commands()[command.argv[0]])
+    parser = module.build_parser()
+    assert isinstance(parser, argparse.ArgumentParser)
+    if {"-h", "--help", "--version"}.isdisjoint(command.argv):
+        parser.parse_args(command.argv[1:])
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "pip" in c.argv[:3]], ids=str)
+def test_installed_extras_exist(command: Command) -> None:
+    known = set(distribution("qvd-trt").metadata.get_all("Provides-Extra") or [])
+    for word in command.argv:
+        found = EXTRAS.search(word)
+        if found:
+            assert set((found[1] or found[2]).split(",")) <= known
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_files_of_the_repository_exist(command: Command) -> None:
+    for word in command.argv:
+        if word.startswith(("examples/", "tests/", "docs/", "benchmarks/")):
+            assert (ROOT / word).exists(), word
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files(document: Path) -> None:
+    for target in LINK.findall(document.read_text()):
+        assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_imports_of_python_blocks_exist(document: Path) -> None:
+    for block in blocks(document.read_text(), {"python", "py"}):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qvd_trt"):
+                module = importlib.import_module(node.module or "")
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
+
+
+def test_commands_are_found_in_shell_blocks() -> None:
+    text = (
+        "```console\n$ cd x && qvd-export m.onnx \\\n    --bits w8a8  # note\nits | output\n```\n"
+        "```bash\npip install -e '.[test,dev]'\nqvd-export a; qvd-export 'b c' | tee log\n```\n"
+        "```python\nqvd-export not this\n```\n"
+    )
+    assert [c.argv for c in commands_of("t", text)] == [
+        ("cd", "x"),
+        ("qvd-export", "m.onnx", "--bits", "w8a8"),
+        ("pip", "install", "-e", ".[test,dev]"),
+        ("qvd-export", "a"),
+        ("qvd-export", "b c"),
+        ("tee", "log"),
+    ]
