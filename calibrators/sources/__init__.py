@@ -1,0 +1,1 @@
+"""Where calibration inputs come from: files, a loader script, or the model itself."""

@@ -1,0 +1,143 @@
+"""The inputs of a self-sampled trajectory that the sampler does not compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from qvd_trt.calibrators.arrays import AnyArray, Float32Array
+from qvd_trt.calibrators.errors import UserError
+from qvd_trt.calibrators.sources.input_shapes import GivenShape, Shape, resolve_shapes
+from qvd_trt.calibrators.sources.signature import ModelSignature, TensorSpec
+
+UNCONDITIONAL = "uncond_"
+"""Prefix of an array that replaces an input in the unconditional call of guidance."""
+
+
+class Conditioning:
+    """Every sample's arrays: the given ones, and drawn ones for what is missing.
+
+    Each array depends on (seed, sample, input) only. Missing inputs are drawn like this: ones for
+    booleans and for every input with ``mask`` in its name (nothing is masked), zeros for other
+    integers (ids, class labels), standard normal for floats.
+
+    Attributes:
+        drawn: Names of the inputs that are drawn, in graph order.
+    """
+
+    def __init__(
+        self,
+        signature: ModelSignature,
+        arrays: Mapping[str, AnyArray],
+        shapes: Mapping[str, Shape],
+        seed: int,
+    ) -> None:
+        """Find every input's shape.
+
+        Raises:
+            UserError: an array or shape is of no input or does not fit it, or an extent is
+                unknown.
+        """
+        self._signature = signature
+        self._seed = seed
+        inputs = {spec.name for spec in signature.inputs}
+        self._unconditional = {
+            name.removeprefix(UNCONDITIONAL): array
+            for name, array in arrays.items()
+            if name not in inputs and name.startswith(UNCONDITIONAL)
+        }
+        self._given = {
+            name: array
+            for name, array in arrays.items()
+            if name in inputs or not name.startswith(UNCONDITIONAL)
+        }
+        given = [GivenShape(name, tuple(shape), "--shapes") for name, shape in shapes.items()]
+        for group, prefix in ((self._given, ""), (self._unconditional, UNCONDITIONAL)):
+            for name, array in group.items():
+                origin = f"--inputs, {prefix}{name}" if prefix else "--inputs"
+                given.append(GivenShape(name, self._sample_shape(name, array), origin))
+                self._check_dtype(name, array, prefix + name)
+        self._shapes = resolve_shapes(signature, given)
+        sampled = {signature.latent, signature.timestep}
+        self._free = [spec for spec in signature.inputs if spec.name not in sampled]
+        self.drawn = tuple(spec.name for spec in self._free if spec.name not in self._given)
+
+    def shape(self, name: str) -> Shape:
+        """Concrete shape of an input."""
+        return self._shapes[name]
+
+    def noise(self, sample: int) -> Float32Array:
+        """Standard normal float32 of the latent input's shape."""
+        latent = self._signature.latent
+        noise = self._random(sample, latent).standard_normal(self._shapes[latent], np.float32)
+        # numpy gives a plain float for the empty shape.
+        return np.asarray(noise, np.float32)
+
+    def inputs(self, sample: int) -> dict[str, AnyArray]:
+        """All inputs of one sample but latent and timestep."""
+        return {
+            spec.name: self._row(spec, self._given[spec.name], sample)
+            if spec.name in self._given
+            else self._draw(spec, sample)
+            for spec in self._free
+        }
+
+    def unconditional(self, sample: int) -> dict[str, AnyArray]:
+        """What replaces some of :meth:`inputs` in the unconditional call."""
+        return {
+            spec.name: self._row(spec, self._unconditional[spec.name], sample)
+            for spec in self._free
+            if spec.name in self._unconditional
+        }
+
+    def require_unconditional(self) -> None:
+        """Guidance needs at least one unconditional array.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not any(spec.name in self._unconditional for spec in self._free):
+            example = self._free[0].name if self._free else "encoder_hidden_states"
+            raise UserError(
+                "--guidance needs the unconditional call's inputs; add for example "
+                f"{UNCONDITIONAL}{example} to the arrays of --inputs"
+            )
+
+    def _sample_shape(self, name: str, array: AnyArray) -> Shape:
+        """The array's shape without its axis of samples."""
+        spec = next((spec for spec in self._signature.inputs if spec.name == name), None)
+        if spec is None or array.ndim != len(spec.shape) + 1:
+            return array.shape
+        if array.shape[0] == 0:
+            raise UserError(f"--inputs: {name!r} has no rows (shape {list(array.shape)})")
+        return array.shape[1:]
+
+    def _check_dtype(self, name: str, array: AnyArray, shown: str) -> None:
+        sampled = (self._signature.latent, self._signature.timestep)
+        spec = next((spec for spec in self._signature.inputs if spec.name == name), None)
+        if spec is None or name in sampled or array.dtype == np.dtype(spec.dtype):
+            return
+        raise UserError(
+            f"--inputs: {shown!r} is {array.dtype}, the model takes {spec.dtype}; "
+            f"convert it with .astype('{spec.dtype}')"
+        )
+
+    def _row(self, spec: TensorSpec, array: AnyArray, sample: int) -> AnyArray:
+        if array.ndim == len(spec.shape):
+            return array
+        return np.asarray(array[sample % len(array)])
+
+    def _draw(self, spec: TensorSpec, sample: int) -> AnyArray:
+        shape, dtype = self._shapes[spec.name], np.dtype(spec.dtype)
+        if dtype.kind == "b" or "mask" in spec.name.lower():
+            return np.ones(shape, dtype)
+        if dtype.kind in "iu":
+            return np.zeros(shape, dtype)
+        values = self._random(sample, spec.name).standard_normal(shape, np.float32)
+        return np.asarray(values, dtype)
+
+    def _random(self, sample: int, name: str) -> np.random.Generator:
+        names = [spec.name for spec in self._signature.inputs]
+        key = (sample, names.index(name))
+        return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=key))

@@ -1,0 +1,92 @@
+"""Opens whatever calibration data the user named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from qvd_trt.calibrators.arrays import AnyArray
+from qvd_trt.calibrators.errors import UserError
+from qvd_trt.calibrators.sources.calls import CalibrationSource, Denoise, DenoiserCall
+from qvd_trt.calibrators.sources.loader_script import LoaderScript
+from qvd_trt.calibrators.sources.npz_files import NpzFiles
+from qvd_trt.calibrators.sources.polygraphy_json import PolygraphyJson
+from qvd_trt.calibrators.sources.signature import ModelSignature
+
+_KINDS = ".npz files, a folder of them, Polygraphy .json, or a .py script with load_data()"
+
+
+class ChainedSources:
+    """Several sources one after the other; trajectories are numbered through."""
+
+    def __init__(self, sources: Sequence[CalibrationSource]) -> None:
+        """Take the sources in the order in which they are to be driven."""
+        self._sources = tuple(sources)
+
+    def describe(self) -> str:
+        """One line for the report."""
+        return "; ".join(source.describe() for source in self._sources)
+
+    def trajectories(self) -> int | None:
+        """Number of trajectories, or None when one source does not know its own."""
+        return _total([source.trajectories() for source in self._sources])
+
+    def calls(self) -> int | None:
+        """Number of calls, or None when one source does not know its own."""
+        return _total([source.calls() for source in self._sources])
+
+    def drive(self, denoise: Denoise) -> None:
+        """Make every call of every source once."""
+        offset = 0
+        last = -1
+
+        def renumbered(call: DenoiserCall) -> AnyArray:
+            nonlocal last
+            last = offset + call.trajectory
+            return denoise(replace(call, trajectory=last))
+
+        for source in self._sources:
+            source.drive(renumbered)
+            offset = last + 1
+
+
+def open_source(paths: Sequence[Path], signature: ModelSignature) -> CalibrationSource:
+    """The source behind each path, chained when there are several.
+
+    Args:
+        paths: ``.npz`` files, folders of ``.npz`` (or of Polygraphy's one-call ``.json``) files,
+            Polygraphy ``.json`` files, ``.py`` loader scripts.
+        signature: The model that is to be calibrated.
+
+    Raises:
+        UserError: a path is missing, of no known kind, or its data do not fit the model.
+    """
+    if not paths:
+        raise UserError(f"no calibration data given; give {_KINDS}")
+    sources = [_open_one(path, signature) for path in paths]
+    return sources[0] if len(sources) == 1 else ChainedSources(sources)
+
+
+def _open_one(path: Path, signature: ModelSignature) -> CalibrationSource:
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give {_KINDS}")
+    if path.is_dir():
+        has_npz = any(path.glob("*.npz"))
+        has_json = any(path.glob("*.json"))
+        if has_npz and has_json:
+            raise UserError(f"{path} holds both .npz and .json files; give the ones to use by name")
+        return PolygraphyJson(path, signature) if has_json else NpzFiles(path, signature)
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        return NpzFiles(path, signature)
+    if suffix == ".json":
+        return PolygraphyJson(path, signature)
+    if suffix == ".py":
+        return LoaderScript(path, signature)
+    raise UserError(f"{path} is no known kind of calibration data; give {_KINDS}")
+
+
+def _total(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None

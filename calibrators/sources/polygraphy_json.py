@@ -1,0 +1,122 @@
+"""Calibration calls saved by Polygraphy (``--save-inputs``) as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qvd_trt.calibrators.arrays import AnyArray
+from qvd_trt.calibrators.errors import UserError
+from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
+from qvd_trt.calibrators.sources.signature import ModelSignature, check_inputs
+
+_HOW_TO = "write it with polygraphy run --save-inputs, or polygraphy.json.save_json"
+
+
+class PolygraphyJson:
+    """A JSON list of feed dicts, or a folder with one file per call; all one trajectory.
+
+    A file is decoded whole, as Polygraphy does it. It is decoded once to check and count its
+    calls, and again to make them, so that no call is held in between.
+    """
+
+    def __init__(self, path: Path, signature: ModelSignature) -> None:
+        """Decode and check everything once, before the model runs.
+
+        Raises:
+            UserError: a file is missing, damaged, empty, holds something else, or does not fit
+                the model.
+        """
+        self._path = path
+        self._signature = signature
+        self._files = _list_files(path)
+        self._calls = sum(1 for _ in self._feeds())
+
+    def describe(self) -> str:
+        """One line for the report."""
+        return f"{self._path}, {self._calls} calls"
+
+    def trajectories(self) -> int:
+        """Always one."""
+        return 1
+
+    def calls(self) -> int:
+        """Number of feed dicts."""
+        return self._calls
+
+    def drive(self, denoise: Denoise) -> None:
+        """Make every call once, in the order of the file.
+
+        Raises:
+            UserError: the file changed since it was opened and is wrong now.
+        """
+        for step, inputs in enumerate(self._feeds()):
+            denoise(DenoiserCall(inputs, trajectory=0, step=step))
+
+    def _feeds(self) -> Iterator[dict[str, AnyArray]]:
+        for file in self._files:
+            for index, feed in enumerate(_decode(file)):
+                inputs = feed_arrays(feed, f"{file.name}, call {index}")
+                check_inputs(inputs, self._signature, f"{file.name}, call {index}")
+                yield inputs
+
+
+def feed_arrays(feed: object, origin: str) -> dict[str, AnyArray]:
+    """One feed dict as numpy arrays by input name.
+
+    Raises:
+        UserError: it is no dict of arrays.
+    """
+    if not isinstance(feed, Mapping):
+        raise UserError(
+            f"{origin}: found {type(feed).__name__}, expected a dict of one array per model input"
+        )
+    arrays: dict[str, AnyArray] = {}
+    for name, value in feed.items():
+        try:
+            array = np.asarray(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{origin}: {name!r} cannot be read as a numpy array ({error}); "
+                "convert it with .cpu().numpy()"
+            ) from error
+        if array.dtype.kind not in "biuf":
+            raise UserError(
+                f"{origin}: {name!r} is {type(value).__name__} of dtype {array.dtype}, "
+                "expected a numeric numpy array"
+            )
+        arrays[str(name)] = array
+    return arrays
+
+
+def _decode(path: Path) -> list[object]:
+    from polygraphy.exception import PolygraphyException
+    from polygraphy.json import from_json
+
+    try:
+        loaded: Any = from_json(path.read_text(encoding="utf-8"))
+    except (PolygraphyException, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is not a Polygraphy JSON file ({reason}); {_HOW_TO}") from error
+    feeds = [loaded] if isinstance(loaded, dict) else loaded
+    if not isinstance(feeds, list):
+        raise UserError(
+            f"{path} holds {type(loaded).__name__}, expected a list of feed dicts; {_HOW_TO}"
+        )
+    if not feeds:
+        raise UserError(f"{path} holds an empty list; {_HOW_TO}")
+    return feeds
+
+
+def _list_files(path: Path) -> tuple[Path, ...]:
+    if path.is_dir():
+        files = tuple(sorted(path.glob("*.json"), key=lambda file: file.name))
+        if not files:
+            raise UserError(f"{path} holds no .json file; {_HOW_TO}")
+        return files
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; {_HOW_TO}")
+    return (path,)

@@ -1,0 +1,227 @@
+"""Calibration on the model's own denoising trajectories; nothing is recorded beforehand.
+
+Noise is denoised by a sampler through the float model, and every call on the way is a calibration
+call, so that the timesteps are covered uniformly as in Q-Diffusion (arXiv 2302.04304, section 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qvd_trt.calibrators.arrays import AnyArray, Float32Array
+from qvd_trt.calibrators.errors import UserError
+from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
+from qvd_trt.calibrators.sources.channel_split import ChannelSplit
+from qvd_trt.calibrators.sources.conditioning import Conditioning
+from qvd_trt.calibrators.sources.samplers import Sampler, SamplerOptions, build_sampler
+from qvd_trt.calibrators.sources.signature import ModelSignature, TensorSpec, check_inputs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SelfSamplingOptions:
+    """How to sample.
+
+    Attributes:
+        sampler: ``ddim``, ``flow`` or ``edm``.
+        prediction: See :class:`SamplerOptions`; None for the sampler's usual one.
+        schedule: See :class:`SamplerOptions`.
+        spacing: See :class:`SamplerOptions`.
+        shift: See :class:`SamplerOptions`.
+        steps: Denoising steps of each trajectory.
+        samples: Number of trajectories.
+        guidance: Classifier-free guidance scale (arXiv 2207.12598); None or 1 for none. With
+            guidance every step makes two calls, and ``extra_inputs`` must hold ``uncond_NAME``
+            for at least one input NAME.
+        seed: Trajectory ``i`` depends on (seed, i) only, not on how many there are.
+        extra_inputs: Arrays by input name, of the input's dtype. One of the input's own rank
+            serves all samples; one with a leading axis more holds a row per sample, cycled. An
+            array named as the latent or the timestep only gives its shape.
+        shapes: Concrete shapes by input name, where the graph's are symbolic.
+    """
+
+    sampler: str = "ddim"
+    prediction: str | None = None
+    schedule: str | None = None
+    spacing: str | None = None
+    shift: float | None = None
+    steps: int = 20
+    samples: int = 4
+    guidance: float | None = None
+    seed: int = 0
+    extra_inputs: Mapping[str, AnyArray] | None = None
+    shapes: Mapping[str, tuple[int, ...]] | None = None
+
+    @property
+    def guided(self) -> bool:
+        """Whether a step makes an unconditional call too."""
+        return self.guidance is not None and self.guidance != 1.0
+
+
+class SelfSampling:
+    """Noise denoised by the sampler through the float model.
+
+    The state is kept in float32 and cast to the latent input's dtype for each call.
+    """
+
+    def __init__(self, options: SelfSamplingOptions, signature: ModelSignature) -> None:
+        """Build the sampler and the inputs' shapes, and check one call's inputs.
+
+        Raises:
+            UserError: a wrong option, an extent that nobody gave, or an array that does not fit.
+        """
+        _check_options(options)
+        self._options = options
+        self._signature = signature
+        self._sampler = build_sampler(
+            options.sampler,
+            SamplerOptions(
+                steps=options.steps,
+                prediction=options.prediction,
+                schedule=options.schedule,
+                spacing=options.spacing,
+                shift=options.shift,
+            ),
+        )
+        self._conditioning = Conditioning(
+            signature, options.extra_inputs or {}, options.shapes or {}, options.seed
+        )
+        if options.guided:
+            self._conditioning.require_unconditional()
+        self._times = _cast_timesteps(
+            self._sampler, signature.input(signature.timestep), options.sampler
+        )
+        self._prepare(0)
+
+    def describe(self) -> str:
+        """One line for the report."""
+        options = self._options
+        details = [
+            f"{name} {value}"
+            for name in ("prediction", "schedule", "spacing", "shift", "guidance")
+            if (value := getattr(options, name)) is not None
+        ]
+        how = ", ".join([*details, f"seed {options.seed}"])
+        return (
+            f"{options.samples} self-sampled trajectories of {options.steps} {options.sampler} "
+            f"steps ({how})"
+        )
+
+    def trajectories(self) -> int:
+        """Number of samples."""
+        return self._options.samples
+
+    def calls(self) -> int:
+        """Samples x steps, twice that under guidance."""
+        return self._options.samples * self._options.steps * (2 if self._options.guided else 1)
+
+    def drawn_inputs(self) -> tuple[str, ...]:
+        """Inputs that were neither given nor sampled, and so were made up; warn about them."""
+        return self._conditioning.drawn
+
+    def drive(self, denoise: Denoise) -> None:
+        """Sample every trajectory.
+
+        Raises:
+            UserError: a trajectory becomes NaN or Inf, or the model's output does not fit its
+                latent input.
+        """
+        for sample in range(self._options.samples):
+            self._drive_sample(sample, denoise)
+
+    def _drive_sample(self, sample: int, denoise: Denoise) -> None:
+        noise, variants = self._prepare(sample)
+        split: ChannelSplit | None = None
+        state = noise
+        for index in range(self._options.steps):
+            # Every sampler's first model input is unit noise, so how the channels divide can be
+            # learned from the first prediction.
+            latent = (
+                split.join(self._sampler.scale_input(state, index)) if split is not None else noise
+            )
+            prediction = self._predict(denoise, latent, variants, sample, index)
+            if split is None:
+                split = ChannelSplit.between(noise, prediction.shape)
+                state = split.own(noise) * np.float32(self._sampler.noise_scale)
+            with np.errstate(over="ignore", invalid="ignore"):
+                state = self._sampler.step(split.prediction(prediction), index, state)
+            self._check_finite(state, sample, index)
+
+    def _prepare(self, sample: int) -> tuple[Float32Array, list[dict[str, AnyArray]]]:
+        """The sample's noise, and its other inputs: conditional, then unconditional."""
+        conditional = self._conditioning.inputs(sample)
+        variants = [conditional]
+        if self._options.guided:
+            variants.append({**conditional, **self._conditioning.unconditional(sample)})
+        noise = self._conditioning.noise(sample)
+        for inputs in variants:
+            check_inputs(
+                self._complete(inputs, noise, 0), self._signature, f"--inputs, sample {sample}"
+            )
+        return noise, variants
+
+    def _complete(
+        self, inputs: Mapping[str, AnyArray], latent: Float32Array, index: int
+    ) -> dict[str, AnyArray]:
+        signature = self._signature
+        time_shape = self._conditioning.shape(signature.timestep)
+        with np.errstate(over="ignore"):
+            cast = latent.astype(signature.input(signature.latent).dtype)
+        return {
+            **inputs,
+            signature.latent: cast,
+            signature.timestep: np.full(time_shape, self._times[index], self._times.dtype),
+        }
+
+    def _predict(
+        self,
+        denoise: Denoise,
+        latent: Float32Array,
+        variants: list[dict[str, AnyArray]],
+        sample: int,
+        index: int,
+    ) -> Float32Array:
+        predictions = []
+        for position, inputs in enumerate(variants):
+            step = index * len(variants) + position
+            call = DenoiserCall(self._complete(inputs, latent, index), sample, step)
+            predictions.append(np.asarray(denoise(call)).astype(np.float32))
+        if len(predictions) == 1:
+            return predictions[0]
+        conditional, unconditional = predictions
+        scale = np.float32(self._options.guidance)
+        guided: Float32Array = unconditional + scale * (conditional - unconditional)
+        return guided
+
+    def _check_finite(self, state: Float32Array, sample: int, index: int) -> None:
+        if not np.isfinite(state).all():
+            raise UserError(
+                f"self-sampled trajectory {sample} holds NaN or Inf after step {index} (timestep "
+                f"{self._times[index]}); check that --sampler, --prediction and --schedule are "
+                "those the model was trained for"
+            )
+
+
+def _check_options(options: SelfSamplingOptions) -> None:
+    if options.samples < 1:
+        raise UserError(f"--samples: {options.samples} is not supported; use 1 or more")
+    if options.seed < 0:
+        raise UserError(f"--seed: {options.seed} is not supported; use 0 or more")
+    if options.guidance is not None and not np.isfinite(options.guidance):
+        raise UserError(f"--guidance: {options.guidance} is not supported; use a finite number")
+
+
+def _cast_timesteps(sampler: Sampler, spec: TensorSpec, name: str) -> AnyArray:
+    """``[S]`` timesteps in the input's dtype, rounded where that is an integer."""
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind in "iu":
+        rounded = np.round(sampler.timesteps)
+        if len(np.unique(rounded)) < len(np.unique(sampler.timesteps)):
+            raise UserError(
+                f"--sampler {name} has timesteps that coincide as {spec.dtype}, which the model's "
+                f"input {spec.name!r} takes; use fewer steps or another --sampler"
+            )
+        return rounded.astype(dtype)
+    return sampler.timesteps.astype(dtype)
