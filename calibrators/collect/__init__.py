@@ -1,0 +1,1 @@
+"""Statistics reduced inside an ONNX Runtime graph."""

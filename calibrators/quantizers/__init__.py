@@ -1,0 +1,1 @@
+"""The arithmetic of quantize-dequantize, and the search for clipped scales."""

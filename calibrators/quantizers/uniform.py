@@ -1,0 +1,40 @@
+"""The uniform symmetric grid, as ONNX QuantizeLinear and TensorRT compute it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qvd_trt.calibrators.arrays import Float32Array
+
+MIN_SCALE = np.float32(1e-12)
+
+
+def activation_levels(bits: int) -> tuple[int, int]:
+    """Lowest and highest code of an activation: -128..127 for 8 bits."""
+    return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+
+
+def weight_levels(bits: int) -> tuple[int, int]:
+    """Lowest and highest code of a weight, symmetric: -127..127 for 8 bits."""
+    return 1 - (1 << (bits - 1)), (1 << (bits - 1)) - 1
+
+
+def scale_for(absmax: float | Float32Array, bits: int) -> Float32Array:
+    """The scale at which ``absmax`` gets the highest code; never zero."""
+    _, highest = weight_levels(bits)
+    scale: Float32Array = np.maximum(np.asarray(absmax, np.float32) / highest, MIN_SCALE)
+    return scale
+
+
+def codes(values: Float32Array, scale: Float32Array, levels: tuple[int, int]) -> Float32Array:
+    """Round to the nearest code (ties to even), saturate at ``levels``; integral float32."""
+    rounded: Float32Array = np.rint(values / scale)
+    return np.clip(rounded, *levels)
+
+
+def quantize_dequantize(
+    values: Float32Array, scale: Float32Array, levels: tuple[int, int]
+) -> Float32Array:
+    """What the values become on the grid; shapes broadcast, float32."""
+    snapped: Float32Array = codes(values, scale, levels) * scale
+    return snapped
