@@ -1,0 +1,1 @@
+"""Temporal features: codebook quantizers (HTDQ) and their score (TDScore)."""

@@ -1,0 +1,78 @@
+"""The plan of one temporal site: its codebook, its scores, the weights behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from qvd_trt.calibrators.arrays import Float32Array
+from qvd_trt.calibrators.bits import FLOAT_BITS, Bits
+from qvd_trt.calibrators.plan import Codebook, LayerQuant, TemporalPlan
+from qvd_trt.calibrators.quantizers.weight_grid import fake_quantized, mse_grid
+from qvd_trt.calibrators.sites import Layer, Site
+from qvd_trt.calibrators.stats import TemporalFeatures
+from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
+from qvd_trt.calibrators.temporal.td_score import td_score
+
+BASELINE = "uniform"
+
+
+def solve_temporal_site(
+    site: Site,
+    feature: TemporalFeatures,
+    weights: Mapping[str, Float32Array],
+    bits: Bits,
+    quantizer: str,
+) -> TemporalPlan:
+    """Build the codebook and score it against the symmetric uniform grid of the same width.
+
+    Args:
+        site: The temporal site.
+        feature: Its values over the timesteps, ``[S, C]``.
+        weights: ``[N, C, 1]`` by layer name.
+        bits: Widths.
+        quantizer: A name in ``CODEBOOKS``.
+    """
+    codebook = CODEBOOKS[quantizer](feature, bits.activation)
+    baseline = CODEBOOKS[BASELINE](feature, bits.activation)
+    layers = tuple(
+        _plan_layer(layer, feature.values, codebook, weights[layer.name], bits)
+        for layer in site.layers
+    )
+    return TemporalPlan(
+        tensor=site.tensor,
+        quantizer=quantizer,
+        codebook=codebook,
+        layers=layers,
+        td_score_before=_score(feature, baseline),
+        td_score_after=_score(feature, codebook),
+    )
+
+
+def output_sqnr(reference: Float32Array, output: Float32Array) -> float:
+    """SQNR in dB of two arrays of equal shape."""
+    signal = np.square(reference, dtype=np.float64).sum()
+    noise = np.square(output - reference, dtype=np.float64).sum()
+    return float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)))
+
+
+def _score(feature: TemporalFeatures, codebook: Codebook) -> float:
+    return td_score(feature.values, codebook(feature.values), feature.timesteps)
+
+
+def _plan_layer(
+    layer: Layer,
+    feature: Float32Array,
+    codebook: Codebook,
+    weight: Float32Array,
+    bits: Bits,
+) -> LayerQuant:
+    grid, used = None, weight
+    if bits.weight != FLOAT_BITS:
+        power = np.mean(np.square(feature), axis=0)[None, :, None]
+        grid = mse_grid(weight, bits.weight, power)
+        used = fake_quantized(weight, grid)
+    reference = feature @ weight[:, :, 0].T
+    output = codebook(feature) @ used[:, :, 0].T
+    return LayerQuant(layer.name, grid, sqnr=round(output_sqnr(reference, output), 2))
