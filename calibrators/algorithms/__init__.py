@@ -1,0 +1,1 @@
+"""One file per calibration algorithm, and the registry of them."""

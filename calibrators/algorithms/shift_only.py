@@ -1,0 +1,30 @@
+"""``shift``: SCRI as the paper's abstract reads, the mid shift alone, at every site."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qvd_trt.calibrators.algorithms.layer_plans import absmax_weights, plan_site
+from qvd_trt.calibrators.algorithms.problem import SiteProblem
+from qvd_trt.calibrators.algorithms.scri import affine_grid, mid_shift
+from qvd_trt.calibrators.bits import FLOAT_BITS
+from qvd_trt.calibrators.collect.request import StatisticsRequest
+from qvd_trt.calibrators.plan import DensePlan
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftOnly:
+    """``z_c = (max_c + min_c) / 2`` (arXiv 2407.11585, SCRI); no scale, no gate."""
+
+    name: str = "shift"
+    temporal_quantizer: str = "hidi"
+
+    def requests(self) -> StatisticsRequest:
+        """Ranges only."""
+        return StatisticsRequest(rows=False)
+
+    def solve(self, problem: SiteProblem) -> DensePlan:
+        """The shifted grid without clipping."""
+        if problem.bits.activation == FLOAT_BITS:
+            return plan_site(problem, None, absmax_weights)
+        return plan_site(problem, affine_grid(problem, mid_shift(problem), None), absmax_weights)

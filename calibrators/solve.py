@@ -1,0 +1,168 @@
+"""From statistics to the quantization plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from qvd_trt.calibrators.algorithms.base import Algorithm
+from qvd_trt.calibrators.algorithms.problem import SiteProblem
+from qvd_trt.calibrators.arrays import AnyArray, Float32Array
+from qvd_trt.calibrators.bits import FLOAT_BITS, Bits
+from qvd_trt.calibrators.errors import UserError
+from qvd_trt.calibrators.plan import DensePlan, LayerQuant, QuantPlan, TemporalPlan
+from qvd_trt.calibrators.sites import KeptLayer, Layer, LayerOp, Site
+from qvd_trt.calibrators.stats import ActivationStats
+from qvd_trt.calibrators.temporal.solve_site import solve_temporal_site
+from qvd_trt.calibrators.weights import canonical_weight
+
+MIN_ROWS_PER_CALL = 16
+"""A linear layer that reads fewer rows per call is a matrix-vector product: faster in float."""
+
+TEMPORAL_FLOAT = "float"
+"""As a temporal quantizer: leave the temporal sites in high precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class SolveOptions:
+    """What the user decides about the plan.
+
+    Attributes:
+        bits: Widths.
+        algorithm: How dense sites are solved.
+        temporal_quantizer: A name in ``CODEBOOKS``, or ``float``.
+        min_sqnr: Layers whose output falls below this SQNR (dB) on calibration rows stay float.
+    """
+
+    bits: Bits
+    algorithm: Algorithm
+    temporal_quantizer: str
+    min_sqnr: float | None = None
+
+
+def solve(
+    dense: Sequence[Site],
+    temporal: Sequence[Site],
+    kept: Sequence[KeptLayer],
+    stats: ActivationStats,
+    read_weight: Callable[[str], AnyArray],
+    options: SolveOptions,
+    progress: Callable[[], None] = lambda: None,
+) -> QuantPlan:
+    """Solve every site.
+
+    Args:
+        dense: Sites with a uniform grid.
+        temporal: Sites with a codebook.
+        kept: Layers already known to stay float.
+        stats: Statistics of these sites.
+        read_weight: Returns an initializer by name; called once per layer and not held.
+        options: The user's decisions.
+        progress: Called after each site.
+
+    Raises:
+        UserError: the statistics lack a site, or rows that the algorithm needs.
+    """
+    all_kept = list(kept)
+    dense_plans = []
+    for site in dense:
+        site, narrow = _without_gemv(site, stats)
+        all_kept += narrow
+        if site.layers:
+            plan = options.algorithm.solve(_problem(site, stats, read_weight, options))
+            plan, weak = _without_weak_layers(site, plan, options.min_sqnr)
+            all_kept += weak
+            if plan.layers:
+                dense_plans.append(plan)
+        progress()
+    temporal_plans: list[TemporalPlan] = []
+    for site in temporal:
+        if options.temporal_quantizer == TEMPORAL_FLOAT or options.bits.activation == FLOAT_BITS:
+            all_kept += [
+                KeptLayer(layer.name, layer.op.value, "temporal site, kept float")
+                for layer in site.layers
+            ]
+        else:
+            temporal_plans.append(_temporal_plan(site, stats, read_weight, options))
+        progress()
+    return QuantPlan(
+        model_hash=stats.model_hash,
+        bits=options.bits,
+        algorithm=options.algorithm.name,
+        dense=tuple(dense_plans),
+        temporal=tuple(temporal_plans),
+        kept=tuple(all_kept),
+    )
+
+
+def _temporal_plan(
+    site: Site,
+    stats: ActivationStats,
+    read_weight: Callable[[str], AnyArray],
+    options: SolveOptions,
+) -> TemporalPlan:
+    feature = stats.temporal.get(site.tensor)
+    if feature is None:
+        raise UserError(f"the statistics hold no feature {site.tensor!r}; calibrate again")
+    return solve_temporal_site(
+        site,
+        feature,
+        _weights(site, read_weight),
+        options.bits,
+        options.temporal_quantizer,
+    )
+
+
+def _weights(site: Site, read_weight: Callable[[str], AnyArray]) -> dict[str, Float32Array]:
+    return {layer.name: canonical_weight(layer, read_weight(layer.weight)) for layer in site.layers}
+
+
+def _problem(
+    site: Site,
+    stats: ActivationStats,
+    read_weight: Callable[[str], AnyArray],
+    options: SolveOptions,
+) -> SiteProblem:
+    found = stats.sites.get(site.tensor)
+    if found is None:
+        raise UserError(f"the statistics hold no site {site.tensor!r}; calibrate again")
+    if options.algorithm.requests().rows and any(w.key not in found.rows for w in site.windows):
+        raise UserError(
+            f"the statistics hold no sample rows, which --algorithm {options.algorithm.name} "
+            "needs; calibrate again with this algorithm"
+        )
+    return SiteProblem(site, found, _weights(site, read_weight), options.bits)
+
+
+def _without_gemv(site: Site, stats: ActivationStats) -> tuple[Site, list[KeptLayer]]:
+    kept = []
+    layers: list[Layer] = []
+    for layer in site.layers:
+        rows = stats.output_elements[layer.name] / layer.out_channels
+        if layer.op is not LayerOp.CONV and rows < MIN_ROWS_PER_CALL:
+            reason = f"reads {rows:.0f} rows per call, INT8 GEMMs pay from {MIN_ROWS_PER_CALL}"
+            kept.append(KeptLayer(layer.name, layer.op.value, reason))
+        else:
+            layers.append(layer)
+    return replace(site, layers=tuple(layers)), kept
+
+
+def _without_weak_layers(
+    site: Site, plan: DensePlan, min_sqnr: float | None
+) -> tuple[DensePlan, list[KeptLayer]]:
+    if min_sqnr is None:
+        return plan, []
+    if any(layer.sqnr is None for layer in plan.layers):
+        raise UserError(
+            "--min-sqnr needs an algorithm that measures layers: qvd, mse or percentile"
+        )
+    strong: list[LayerQuant] = []
+    kept: list[KeptLayer] = []
+    ops = {layer.name: layer.op.value for layer in site.layers}
+    for layer in plan.layers:
+        if layer.sqnr is not None and layer.sqnr < min_sqnr:
+            reason = f"output SQNR {layer.sqnr:.1f} dB is below --min-sqnr {min_sqnr:g}"
+            kept.append(KeptLayer(layer.name, ops[layer.name], reason))
+        else:
+            strong.append(layer)
+    return replace(plan, layers=tuple(strong)), kept
