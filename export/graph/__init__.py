@@ -1,0 +1,1 @@
+"""What a float ONNX graph holds: layers, quantization sites, temporal features."""

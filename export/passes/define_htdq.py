@@ -1,0 +1,68 @@
+"""The body of ``qvd::HTDQ`` in standard ONNX, for runtimes without the plugin."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
+
+from qvd_trt.export.passes.insert_htdq import HTDQ_DOMAIN, HTDQ_OP
+from qvd_trt.export.targets import HtdqForm
+
+
+class DefineHtdq(ir.passes.InPlacePass):
+    """Give HTDQ nodes a meaning: a model-local function, its inlined body, or only the plugin."""
+
+    def __init__(self, form: HtdqForm) -> None:
+        super().__init__()
+        self._form = form
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        used = any(node.domain == HTDQ_DOMAIN for node in model.graph)
+        if not used or self._form is HtdqForm.PLUGIN:
+            return ir.passes.PassResult(model, False)
+        function = htdq_function(model.opset_imports[""])
+        model.functions[function.identifier()] = function
+        if self._form is HtdqForm.INLINE:
+            InlinePass()(model)
+            LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+            model.opset_imports.pop(HTDQ_DOMAIN, None)
+        return ir.passes.PassResult(model, True)
+
+
+def htdq_function(opset: int) -> ir.Function:
+    """``y = levels[searchsorted(thresholds, x)]``, left side, for any shape and float type.
+
+    The index counts the thresholds that are *not* at or above x: NaN compares false with all of
+    them and so gets the last level, as ``numpy.searchsorted`` has it.
+    """
+    x = ir.Value(name="x")
+    nodes: list[ir.Node] = []
+
+    def add(op: str, inputs: list[ir.Value], **attributes: object) -> ir.Value:
+        node = ir.node(op, inputs, attributes=attributes or None)  # type: ignore[arg-type]
+        node.outputs[0].name = f"{op.lower()}_{len(nodes)}"
+        nodes.append(node)
+        return node.outputs[0]
+
+    def parameter(name: str) -> ir.Value:
+        reference = ir.RefAttr("value_floats", name, ir.AttributeType.FLOATS)
+        node = ir.Node("", "Constant", [], attributes=[reference])
+        node.outputs[0].name = name
+        nodes.append(node)
+        return node.outputs[0]
+
+    levels, thresholds = parameter("levels"), parameter("thresholds")
+    last_axis = add("Constant", [], value_ints=[-1])
+    x32 = add("Cast", [x], to=int(ir.DataType.FLOAT))
+    column = add("Unsqueeze", [x32, last_axis])
+    not_above = add("Not", [add("LessOrEqual", [column, thresholds])])
+    ones = add("Cast", [not_above], to=int(ir.DataType.INT32))
+    index = add("ReduceSum", [ones, last_axis], keepdims=0)
+    picked = add("Gather", [levels, index], axis=0)
+    y = add("CastLike", [picked, x])
+    graph = ir.Graph([x], [y], nodes=nodes, opset_imports={"": opset})
+    attributes = [
+        ir.Attr(name, ir.AttributeType.UNDEFINED, None)
+        for name in ("levels", "thresholds", "plugin_namespace", "plugin_version")
+    ]
+    return ir.Function(HTDQ_DOMAIN, HTDQ_OP, graph=graph, attributes=attributes)

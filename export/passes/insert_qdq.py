@@ -1,0 +1,152 @@
+"""Q/DQ pairs on layer inputs and weights, as TensorRT's explicit quantization wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from qvd_trt.calibrators.arrays import Float32Array
+from qvd_trt.calibrators.plan import ActivationQuant, DensePlan, LayerQuant, TemporalPlan
+from qvd_trt.calibrators.quantizers.uniform import (
+    activation_levels,
+    codes,
+    quantize_dequantize,
+    weight_levels,
+)
+from qvd_trt.calibrators.sites import Layer
+from qvd_trt.calibrators.weights import restored_weight
+from qvd_trt.export.graph.layers import static_shape
+from qvd_trt.export.passes.layer_edits import (
+    add_initializer,
+    add_to_bias,
+    read_weight,
+    replace_constant,
+)
+from qvd_trt.export.targets import ScaleType, WeightForm, representable_scale
+
+FULL_INT8 = (-128, 127)
+
+
+class InsertQdq(ir.passes.InPlacePass):
+    """Quantize activations per tensor and weights per output channel; zero points are 0.
+
+    Runs after SCRI is folded: a layer's first input is then the mapped activation, and layers that
+    share it share one Q/DQ pair. Widths under 8 bits live in int8: activations are clipped before
+    Q, weight codes use fewer levels.
+    """
+
+    def __init__(
+        self,
+        dense: Sequence[DensePlan],
+        temporal: Sequence[TemporalPlan],
+        layers: Mapping[str, Layer],
+        weight_form: WeightForm,
+        scale_type: ScaleType,
+    ) -> None:
+        super().__init__()
+        self._dense = dense
+        self._temporal = temporal
+        self._layers = layers
+        self._weight_form = weight_form
+        self._scale_type = scale_type
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        nodes = {node.name or "": node for node in model.graph}
+        for plan in self._dense:
+            quantized: dict[ir.Value, ir.Value] = {}
+            for quant in plan.layers:
+                node = nodes[quant.name]
+                if plan.activation is not None:
+                    value = node.inputs[0]
+                    assert value is not None
+                    if value not in quantized:
+                        quantized[value] = self._quantize_activation(
+                            model.graph, node, value, plan.activation
+                        )
+                    node.replace_input_with(0, quantized[value])
+                self._quantize_layer(model.graph, node, quant)
+        for temporal in self._temporal:
+            for quant in temporal.layers:
+                self._quantize_layer(model.graph, nodes[quant.name], quant)
+        return ir.passes.PassResult(model, bool(self._dense or self._temporal))
+
+    def _quantize_activation(
+        self, graph: ir.Graph, before: ir.Node, value: ir.Value, activation: ActivationQuant
+    ) -> ir.Value:
+        stem = f"{value.name}/qvd"
+        scale = representable_scale(np.float32(activation.scale), self._scale_type)
+        levels = activation_levels(activation.bits)
+        shape, dtype = value.shape, value.type
+        if levels != FULL_INT8:
+            bounds = [
+                add_initializer(graph, f"{stem}/{name}", np.float32(level) * scale)
+                for name, level in zip(("lowest", "highest"), levels, strict=True)
+            ]
+            clip = ir.node("Clip", [value, *bounds], name=f"{stem}/clip")
+            graph.insert_before(before, clip)
+            value = _named(clip, f"{stem}/clip", shape, dtype)
+        scale_value = add_initializer(graph, f"{stem}/scale", scale)
+        zero = add_initializer(graph, f"{stem}/zero_point", np.zeros((), np.int8))
+        quantize = ir.node("QuantizeLinear", [value, scale_value, zero], name=f"{stem}/q")
+        codes_value = _named(quantize, f"{stem}/q", shape, ir.TensorType(ir.DataType.INT8))
+        dequantize = ir.node(
+            "DequantizeLinear", [codes_value, scale_value, zero], name=f"{stem}/dq"
+        )
+        graph.insert_before(before, [quantize, dequantize])
+        return _named(dequantize, f"{stem}/dq", shape, dtype)
+
+    def _quantize_layer(self, graph: ir.Graph, node: ir.Node, quant: LayerQuant) -> None:
+        layer = self._layers[quant.name]
+        if quant.bias_correction is not None:
+            add_to_bias(node, layer, quant.bias_correction)
+        if quant.weight is None:
+            return
+        weight = read_weight(node, layer)
+        source = node.inputs[1]
+        assert source is not None
+        shape, dtype, stem = source.shape, source.type, f"{source.name}/{layer.name}/qvd"
+        extents = static_shape(source)
+        scales = representable_scale(quant.weight.scales, self._scale_type)
+        levels = weight_levels(quant.weight.bits)
+        scale = add_initializer(graph, f"{stem}/scale", scales)
+        zero = add_initializer(graph, f"{stem}/zero_point", np.zeros(len(scales), np.int8))
+        if self._weight_form is WeightForm.INT8:
+            integers = codes(weight, scales[:, None, None], levels).astype(np.int8)
+            stored = restored_weight(layer, integers, extents)
+            replace_constant(node, 1, f"{stem}/int8", stored)
+            codes_value = node.inputs[1]
+            assert codes_value is not None
+        else:
+            snapped = _snapped(weight, scales, levels)
+            replace_constant(node, 1, f"{stem}/float", restored_weight(layer, snapped, extents))
+            quantize = ir.node(
+                "QuantizeLinear",
+                [node.inputs[1], scale, zero],
+                attributes={"axis": layer.out_axis},
+                name=f"{stem}/q",
+            )
+            graph.insert_before(node, quantize)
+            codes_value = _named(quantize, f"{stem}/q", shape, ir.TensorType(ir.DataType.INT8))
+        dequantize = ir.node(
+            "DequantizeLinear",
+            [codes_value, scale, zero],
+            attributes={"axis": layer.out_axis},
+            name=f"{stem}/dq",
+        )
+        graph.insert_before(node, dequantize)
+        node.replace_input_with(1, _named(dequantize, f"{stem}/dq", shape, dtype))
+
+
+def _snapped(weight: Float32Array, scales: Float32Array, levels: tuple[int, int]) -> Float32Array:
+    """Float weights that any quantizer with these scales rounds to exactly our codes."""
+    return quantize_dequantize(weight, scales[:, None, None], levels)
+
+
+def _named(
+    node: ir.Node, name: str, shape: ir.Shape | None, dtype: ir.TypeProtocol | None
+) -> ir.Value:
+    output = node.outputs[0]
+    output.name, output.shape, output.type = name, shape, dtype
+    return output

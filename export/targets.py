@@ -1,0 +1,150 @@
+"""Target profiles: what each runtime wants of opset, scales, weights and the HTDQ node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from qvd_trt.calibrators.arrays import Float32Array
+from qvd_trt.calibrators.errors import UserError
+
+
+class FloatType(str, Enum):
+    """Type of the graph around the INT8 layers."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+class ScaleType(str, Enum):
+    """Type of the Q/DQ scales."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+
+
+class WeightForm(str, Enum):
+    """How a quantized weight is stored."""
+
+    INT8 = "int8"
+    """int8 codes and a DequantizeLinear: a quarter of the size."""
+    FLOAT_QDQ = "float-qdq"
+    """Float weights and a QuantizeLinear-DequantizeLinear pair."""
+
+
+class HtdqForm(str, Enum):
+    """How the HTDQ node appears."""
+
+    FUNCTION = "function"
+    """A ``qvd::HTDQ`` node with a model-local function body: plugin where loaded, else the body."""
+    INLINE = "inline"
+    """The body's standard operators in place of the node."""
+    PLUGIN = "plugin"
+    """The node alone: only runs where the plugin library is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetProfile:
+    """What one runtime wants (docs/design.md says where each rule was measured).
+
+    Attributes:
+        name: As written in ``--target``.
+        min_opset: Lowest ONNX opset of the emitted file.
+        max_opset: Highest one.
+        float_types: Allowed types of the rest of the graph; the first is the default.
+        low_precision_scales: Whether Q/DQ scales may have the graph's low type. Otherwise Q, DQ
+            and the layer stay float32 between Casts.
+        weight_form: How weights are stored.
+        htdq_form: How HTDQ nodes are written by default.
+    """
+
+    name: str
+    min_opset: int
+    max_opset: int
+    float_types: tuple[FloatType, ...]
+    low_precision_scales: bool
+    weight_form: WeightForm
+    htdq_form: HtdqForm
+
+    def scale_type(self, float_type: FloatType) -> ScaleType:
+        """Type of the scales. bf16 scales would flip a tenth of the codes: float32 there."""
+        if self.low_precision_scales and float_type is FloatType.FP16:
+            return ScaleType.FLOAT16
+        return ScaleType.FLOAT32
+
+
+TARGETS: dict[str, TargetProfile] = {
+    profile.name: profile
+    for profile in (
+        TargetProfile(
+            name="trt",
+            min_opset=19,
+            max_opset=23,
+            float_types=(FloatType.FP16, FloatType.BF16, FloatType.FP32),
+            low_precision_scales=True,
+            weight_form=WeightForm.INT8,
+            htdq_form=HtdqForm.FUNCTION,
+        ),
+        TargetProfile(
+            name="rtx",
+            min_opset=17,
+            max_opset=23,
+            float_types=(FloatType.FP16, FloatType.BF16, FloatType.FP32),
+            low_precision_scales=False,
+            weight_form=WeightForm.INT8,
+            htdq_form=HtdqForm.FUNCTION,
+        ),
+        TargetProfile(
+            name="trt8",
+            min_opset=13,
+            max_opset=17,
+            float_types=(FloatType.FP32,),
+            low_precision_scales=False,
+            weight_form=WeightForm.FLOAT_QDQ,
+            htdq_form=HtdqForm.INLINE,
+        ),
+        TargetProfile(
+            name="ort",
+            min_opset=17,
+            max_opset=23,
+            float_types=(FloatType.FP32, FloatType.FP16),
+            low_precision_scales=False,
+            weight_form=WeightForm.INT8,
+            htdq_form=HtdqForm.FUNCTION,
+        ),
+    )
+}
+
+
+def choose_float_type(profile: TargetProfile, text: str | None) -> FloatType:
+    """The type that ``--dtype`` names, or the profile's default.
+
+    Raises:
+        UserError: the profile does not take that type.
+    """
+    if text is None:
+        return profile.float_types[0]
+    found = FloatType(text)
+    if found not in profile.float_types:
+        allowed = ", ".join(entry.value for entry in profile.float_types)
+        hint = "; build it with trtexec --int8 --fp16" if profile.name == "trt8" else ""
+        raise UserError(f"--dtype {text}: target {profile.name} takes {allowed}{hint}")
+    return found
+
+
+_SMALLEST_FP16_SCALE = np.float32(2.0**-20)
+
+
+def representable_scale(scale: Float32Array | np.float32, scale_type: ScaleType) -> Float32Array:
+    """The scale as the file will hold it, still float32, so that codes are rounded against it.
+
+    fp16 scales keep at least four bits of a subnormal; smaller ones belong to channels that are
+    all but zero.
+    """
+    array = np.asarray(scale, np.float32)
+    if scale_type is ScaleType.FLOAT16:
+        array = np.maximum(array, _SMALLEST_FP16_SCALE).astype(np.float16).astype(np.float32)
+    return array
