@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,6 +44,11 @@ class SiteProblem:
     def rows(self, layer: Layer) -> Float32Array:
         """What the layer reads, ``[R, C, taps]``."""
         return self.stats.rows[layer.window.key].values
+
+    def thinned(self, count: int) -> SiteProblem:
+        """The same problem on the first ``count`` sample rows, themselves a random choice."""
+        rows = {key: sample.lowest(count) for key, sample in self.stats.rows.items()}
+        return replace(self, stats=replace(self.stats, rows=rows))
 
 
 def transformed_rows(rows: Float32Array, activation: ActivationQuant) -> Float32Array:

@@ -35,6 +35,9 @@ CLIP_RATIOS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 FINALISTS = 3
 """How many maps of the first round get their clipping searched."""
 
+SEARCH_ROWS = 192
+"""Sample rows that candidates are compared on; weights and bias correction use all of them."""
+
 PAD_BEFORE_SHIFT_COST = 1.10
 """A shift in front of a zero-padded convolution needs a Pad node: it must gain a tenth."""
 
@@ -58,17 +61,18 @@ class Qvd:
         """Search in two rounds: the map without clipping, then the clipping of the best maps."""
         if problem.bits.activation == FLOAT_BITS:
             return plan_site(problem, None, mse_weights, correct_bias=True)
-        references = {layer.name: reference_output(problem, layer) for layer in problem.site.layers}
+        search = problem.thinned(SEARCH_ROWS)
+        references = {layer.name: reference_output(search, layer) for layer in problem.site.layers}
         first = sorted(
             (affine_grid(problem, shift, smooth) for shift, smooth in _maps(problem)),
-            key=lambda grid: _cost(problem, references, grid),
+            key=lambda grid: _cost(search, references, grid),
         )
         second = [
             replace(grid, scale=grid.scale * ratio)
             for grid in first[:FINALISTS]
             for ratio in (1.0, *CLIP_RATIOS)
         ]
-        best = min(second, key=lambda grid: _cost(problem, references, grid))
+        best = min(second, key=lambda grid: _cost(search, references, grid))
         return plan_site(problem, best, mse_weights, correct_bias=True)
 
 

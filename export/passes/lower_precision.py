@@ -11,6 +11,7 @@ from qvd_trt.calibrators.errors import UserError
 from qvd_trt.export.passes.lower_precision_plan import float32_nodes
 from qvd_trt.export.passes.lower_schema import (
     DTYPE_ATTRIBUTES,
+    STATED_OUTPUT,
     Dtypes,
     describe,
     infer_dtypes,
@@ -35,7 +36,6 @@ SAME_SCALES_OPSET = 19
 _FLOAT = ir.DataType.FLOAT
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 _SUFFIXES = {_FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
-_STATED = {*DTYPE_ATTRIBUTES, "ConstantOfShape"}
 
 
 class LowerPrecision(ir.passes.InPlacePass):
@@ -166,10 +166,12 @@ class _Rewriter:
                 if self._current[value] != wanted:
                     node.replace_input_with(index, self._cast(value, wanted, node))
         for index, output in enumerate(node.outputs):
-            if output in self._current and self._gives_low(node, index):
-                self._retype(output, self._low)
-                if index == 0:
-                    self._restate(node)
+            if output not in self._current:
+                continue
+            low = self._gives_low(node, index)
+            self._retype(output, self._low if low else _FLOAT)
+            if low and index == 0:
+                self._restate(node)
 
     def lower_outputs(self, *, keep: bool) -> None:
         """Cast graph outputs back to float32, or all of them to the low type; names stay."""
@@ -206,8 +208,7 @@ class _Rewriter:
         if not is_tied(formal):
             return False
         sources = {p.type_str for p in schema.inputs}
-        # Free types: those that the node states; LayerNormalization's statistics stay float.
-        return formal.type_str in sources or node.op_type in _STATED
+        return formal.type_str in sources or node.op_type in STATED_OUTPUT
 
     def _restate(self, node: ir.Node) -> None:
         """Change the attribute that names the type of the output."""

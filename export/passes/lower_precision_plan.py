@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qvd_trt.export.graph.dependence import all_inputs, input_dependence
 from qvd_trt.export.passes.lower_schema import (
+    STATED_OUTPUT,
     Dtypes,
     is_tied,
     parameter,
@@ -199,7 +200,8 @@ def _untyped(
             if (node.domain, node.op_type) not in generic:
                 found.add(node)
             continue
-        for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
+        stated = node.outputs[:1] if node.op_type in STATED_OUTPUT else ()
+        for values, formals in ((node.inputs, schema.inputs), (stated, schema.outputs)):
             for index, value in enumerate(values):
                 formal = parameter(formals, index)
                 if value is None or formal is None or dtypes[value] != _FLOAT:

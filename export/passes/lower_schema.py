@@ -27,6 +27,10 @@ DTYPE_ATTRIBUTES = {
 }
 """Attributes that name the type of the first output; 0 or no attribute leaves it to the inputs."""
 
+STATED_OUTPUT = frozenset({*DTYPE_ATTRIBUTES, "ConstantOfShape", "Constant"})
+"""Operators that choose the type of their first output. Type variables of outputs alone that are
+not theirs are statistics (LayerNormalization's mean), which stay float."""
+
 
 def schema_of(node: ir.Node, opset: int) -> Schema | None:
     """Find a node's schema at an opset of the default domain; None for every other domain.

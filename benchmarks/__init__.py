@@ -1,0 +1,1 @@
+"""Measurements behind docs/results.md; each file is a command."""

@@ -1,0 +1,111 @@
+"""Samples PanDigits clips with an ONNX denoiser: the reference trajectory of every comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from qvd_trt.calibrators.arrays import AnyArray, Float32Array
+from qvd_trt.calibrators.ort_session import open_session
+from qvd_trt.calibrators.sources.samplers import SamplerOptions, build_sampler
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "pandigits_unet"
+FRAMES, SIZE = 16, 32
+ATTRIBUTES = ("digit", "direction", "background")
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRequest:
+    """What to sample.
+
+    Attributes:
+        labels: ``[N, 3]`` digit, direction, background.
+        steps: DDIM steps.
+        guidance: Classifier-free guidance scale; 1 for none.
+        seed: Of the initial noise.
+        batch: Clips per denoiser call.
+    """
+
+    labels: AnyArray
+    steps: int = 25
+    guidance: float = 2.0
+    seed: int = 0
+    batch: int = 4
+
+
+def balanced_labels(count: int) -> AnyArray:
+    """Digits in turn, with directions and backgrounds that vary against them, ``[N, 3]``."""
+    index = np.arange(count)
+    return np.stack([index % 10, (3 * index + index // 10) % 8, (5 * index + 1) % 8], axis=1)
+
+
+def condition_tokens(labels: AnyArray) -> tuple[Float32Array, Float32Array]:
+    """Conditional and unconditional tokens, each ``[N, 3, 64]`` float32."""
+    with np.load(EXAMPLE / "conditions.npz") as tables:
+        rows = [tables[name][labels[:, i]] for i, name in enumerate(ATTRIBUTES)]
+        null = np.stack([tables[name][-1] for name in ATTRIBUTES])
+    conditional = np.stack(rows, axis=1).astype(np.float32)
+    return conditional, np.broadcast_to(null, conditional.shape).astype(np.float32)
+
+
+def sample_clips(model: Path, request: ClipRequest) -> Float32Array:
+    """Denoise every clip with the deterministic DDIM sampler of the example.
+
+    Returns:
+        ``[N, 3, 16, 32, 32]`` float32, clipped to [-1, 1].
+    """
+    session = open_session(model, faithful_qdq=True)
+    conditional, unconditional = condition_tokens(request.labels)
+    generator = np.random.default_rng(request.seed)
+    shape = (len(request.labels), 3, FRAMES, SIZE, SIZE)
+    noise = generator.standard_normal(shape).astype(np.float32)
+    clips = [
+        _denoise(session, noise[at], conditional[at], unconditional[at], request)
+        for at in np.array_split(
+            np.arange(len(noise)), max(1, int(np.ceil(len(noise) / request.batch)))
+        )
+    ]
+    return np.clip(np.concatenate(clips), -1, 1)
+
+
+def classifier_accuracy(clips: Float32Array, labels: AnyArray) -> dict[str, float]:
+    """Share of clips that the shipped classifier recognises, by attribute."""
+    session = open_session(EXAMPLE / "classifier.onnx")
+    outputs = session.run(list(ATTRIBUTES), {"clip": clips})
+    return {
+        name: float(np.mean(logits.argmax(axis=1) == labels[:, index]))
+        for index, (name, logits) in enumerate(zip(ATTRIBUTES, outputs, strict=True))
+    }
+
+
+def _denoise(
+    session: ort.InferenceSession,
+    state: Float32Array,
+    conditional: Float32Array,
+    unconditional: Float32Array,
+    request: ClipRequest,
+) -> Float32Array:
+    sampler = build_sampler(
+        "ddim",
+        SamplerOptions(steps=request.steps, prediction="v_prediction", schedule="cosine"),
+    )
+    guided = request.guidance != 1.0
+    tokens = np.concatenate([conditional, unconditional]) if guided else conditional
+    for index, timestep in enumerate(sampler.timesteps):
+        sample = sampler.scale_input(state, index)
+        if guided:
+            sample = np.concatenate([sample, sample])
+        feed = {
+            "sample": sample,
+            "timestep": np.full(len(sample), timestep, np.int64),
+            "encoder_hidden_states": tokens,
+        }
+        (prediction,) = session.run(None, feed)
+        if guided:
+            with_condition, without = np.split(prediction, 2)
+            prediction = without + np.float32(request.guidance) * (with_condition - without)
+        state = sampler.step(prediction, index, state)
+    return state

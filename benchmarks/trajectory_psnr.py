@@ -1,0 +1,187 @@
+"""Same-seed trajectories of the float model against each quantized one: paired PSNR.
+
+    python -m benchmarks.trajectory_psnr [--clips 16] [--steps 25] [--guidance 2]
+        [--bits w8a8 ...] [--algorithms qvd minmax ...] [--out docs/results]
+
+Rows: the fp32-vs-fp16 floor, each baseline, QVD; columns: the shipped example and its stressed
+twin (function-preserving synthetic stress, sigma 1.5). PSNR of the decoded clips, data range 2,
+mean over clips with a 95 % confidence interval; digit accuracy by the shipped classifier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.pandigits_sampling import (
+    EXAMPLE,
+    ClipRequest,
+    balanced_labels,
+    classifier_accuracy,
+    sample_clips,
+)
+from benchmarks.stressed_twin import stressed_twin
+from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
+from qvd_trt.calibrators.arrays import Float32Array
+from qvd_trt.calibrators.bits import Bits
+from qvd_trt.calibrators.progress import SilentProgress
+from qvd_trt.export.model_file import load_model, save_model
+from qvd_trt.export.passes.lower_precision import LowerPrecision
+from qvd_trt.export.pipeline import ApplyOptions
+from qvd_trt.export.quantize_model import QuantizeRequest, quantize_model
+from qvd_trt.export.targets import TARGETS, FloatType
+
+DATA_RANGE = 2.0
+FLOOR = "fp16"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One quantized model against its float model.
+
+    Attributes:
+        model: ``natural`` or ``stressed``.
+        bits: Widths, or ``fp16`` for the floor.
+        algorithm: Name, or ``fp16``.
+        psnr: Mean over clips, dB.
+        interval: Half width of its 95 % confidence interval, dB.
+        worst: Lowest clip, dB.
+        step_sqnr: Mean SQNR of one step on held-out calls, dB; None for the floor.
+        digit_accuracy: Of the quantized clips.
+    """
+
+    model: str
+    bits: str
+    algorithm: str
+    psnr: float
+    interval: float
+    worst: float
+    step_sqnr: float | None
+    digit_accuracy: float
+
+
+def paired_psnr(reference: Float32Array, clips: Float32Array) -> Float32Array:
+    """``10 log10(range^2 / mse)`` of each clip, ``[N]`` dB."""
+    error = np.square(clips - reference, dtype=np.float64).mean(axis=(1, 2, 3, 4))
+    psnr: Float32Array = 10 * np.log10(DATA_RANGE**2 / np.maximum(error, 1e-12))
+    return psnr
+
+
+def measure(
+    model: str,
+    float_model: Path,
+    request: ClipRequest,
+    variants: Sequence[tuple[str, str]],
+    folder: Path,
+) -> list[Row]:
+    """Sample with the float model once and with every variant, and compare."""
+    reference = sample_clips(float_model, request)
+    accuracy = classifier_accuracy(reference, request.labels)
+    print(f"{model}: float digit accuracy {accuracy['digit']:.3f}", flush=True)
+    rows = []
+    for bits, algorithm in variants:
+        start = time.perf_counter()
+        quantized = folder / f"{model}.{bits}.{algorithm}.onnx"
+        sqnr = _write_variant(float_model, quantized, bits, algorithm, folder / f"{model}.npz")
+        clips = sample_clips(quantized, request)
+        psnr = paired_psnr(reference, clips)
+        row = Row(
+            model=model,
+            bits=bits,
+            algorithm=algorithm,
+            psnr=round(float(psnr.mean()), 2),
+            interval=round(float(1.96 * psnr.std(ddof=1) / np.sqrt(len(psnr))), 2),
+            worst=round(float(psnr.min()), 2),
+            step_sqnr=sqnr,
+            digit_accuracy=classifier_accuracy(clips, request.labels)["digit"],
+        )
+        print(row, f"{time.perf_counter() - start:.0f} s", flush=True)
+        rows.append(row)
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A markdown table, one line per variant."""
+    lines = [
+        "| model | bits | algorithm | PSNR dB (95 % CI) | worst clip | step SQNR dB | digits |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        step = "" if row.step_sqnr is None else f"{row.step_sqnr:.1f}"
+        lines.append(
+            f"| {row.model} | {row.bits} | {row.algorithm} | {row.psnr:.1f} +- {row.interval:.1f} "
+            f"| {row.worst:.1f} | {step} | {row.digit_accuracy:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _write_variant(
+    float_model: Path, output: Path, bits: str, algorithm: str, stats: Path
+) -> float | None:
+    if algorithm == FLOOR:
+        lowered = load_model(float_model).clone()
+        LowerPrecision("fp16")(lowered)
+        save_model(lowered, output)
+        return None
+    report = quantize_model(
+        QuantizeRequest(
+            model=float_model,
+            output=output,
+            apply=ApplyOptions(TARGETS["ort"], FloatType.FP32),
+            bits=Bits.parse(bits),
+            algorithm=algorithm,
+            calibration=(EXAMPLE / "calibration",),
+            stats=stats,
+        ),
+        SilentProgress(),
+    )
+    return report.mean_sqnr()
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--bits", nargs="+", default=["w8a8"])
+    parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS))
+    parser.add_argument("--models", nargs="+", default=["natural", "stressed"])
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    options = parser.parse_args()
+    request = ClipRequest(
+        labels=balanced_labels(options.clips),
+        steps=options.steps,
+        guidance=options.guidance,
+        batch=options.batch,
+    )
+    # The algorithm that needs most statistics first: the others then reuse its cache.
+    names = sorted(options.algorithms, key=lambda name: not ALGORITHMS[name].requests().rows)
+    variants = [(FLOOR, FLOOR), *((bits, name) for bits in options.bits for name in names)]
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="qvd-") as scratch:
+        folder = Path(scratch)
+        for model in options.models:
+            float_model = EXAMPLE / "model.onnx"
+            if model == "stressed":
+                twin, _ = stressed_twin(load_model(float_model), sigma=1.5, seed=0)
+                float_model = folder / "stressed.onnx"
+                save_model(twin, float_model)
+            rows += measure(model, float_model, request, variants, folder)
+            options.out.mkdir(parents=True, exist_ok=True)
+            text = json.dumps([asdict(row) for row in rows], indent=1)
+            (options.out / "trajectory_psnr.json").write_text(text + "\n")
+            (options.out / "trajectory_psnr.md").write_text(table(rows) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
