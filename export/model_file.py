@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -12,6 +13,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.graph.layers import find_layers
 
 INLINE_LIMIT_BYTES = 1_900_000_000
 """Above this the weights cannot be inside the protobuf file, whose limit is 2 GiB."""
@@ -35,7 +37,8 @@ def load_model(path: Path) -> ir.Model:
         UserError: the file is missing or is not a complete ONNX model, or its external data is.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give the path of a float .onnx file")
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {found}; give the path of a float .onnx file")
     try:
         model = ir.load(path)
     except (DecodeError, ValueError, TypeError, KeyError, IndexError, OSError) as error:
@@ -46,9 +49,14 @@ def load_model(path: Path) -> ir.Model:
         raise UserError(f"{path} holds no graph; it may be truncated: export it again")
     for file, end in _external_extents(model).items():
         if not file.is_file():
-            raise UserError(f"{path} keeps its weights in {file.name}, which is not beside it")
+            raise UserError(
+                f"{path} keeps its weights in {file.name}, which is not beside it; copy it there"
+            )
         if file.stat().st_size < end:
-            raise UserError(f"{file} is truncated: {file.stat().st_size} bytes, {end} are needed")
+            raise UserError(
+                f"{file} is truncated: {file.stat().st_size} bytes, {end} are needed; "
+                "copy it again, or export again"
+            )
     return model
 
 
@@ -66,35 +74,50 @@ def refuse_quantized(model: ir.Model, path: Path) -> None:
             )
 
 
-def refuse_half_precision(model: ir.Model, path: Path) -> None:
-    """Refuse a model whose weights are not float32: calibration reads float32 activations.
+def refuse_other_precision(model: ir.Model, path: Path) -> None:
+    """Refuse a model whose layers are not float32: calibration reads float32 activations.
+
+    Args:
+        model: A prepared model.
+        path: Its file.
 
     Raises:
-        UserError: naming the first such weight.
+        UserError: naming the first weight of another type.
     """
-    for value in model.graph.initializers.values():
-        if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+    for layer in find_layers(model.graph)[0]:
+        dtype = model.graph.initializers[layer.weight].dtype
+        if dtype is not None and dtype != ir.DataType.FLOAT:
             raise UserError(
-                f"{path} holds {value.dtype.name} weights ({value.name!r}); export the model in "
+                f"{path} holds {dtype.name} weights ({layer.weight!r}); export the model in "
                 "float32, qvd-export lowers the rest of the graph itself (--dtype)"
             )
 
 
-def model_hash(path: Path) -> str:
-    """Sha256 of the ONNX file and of the external data files it names, as ``sha256:<hex>``."""
-    digest = hashlib.sha256()
+def model_files(path: Path) -> tuple[Path, ...]:
+    """The ONNX file and the external data files it names."""
     proto = onnx.load(path, load_external_data=False)
-    files = {
+    names = {
         entry.value
         for tensor in proto.graph.initializer
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    for file in (path, *(path.parent / name for name in sorted(files))):
+    return (path, *(path.parent / name for name in sorted(names)))
+
+
+def model_hash(path: Path) -> str:
+    """Sha256 of all :func:`model_files`, as ``sha256:<hex>``."""
+    digest = hashlib.sha256()
+    for file in model_files(path):
         with file.open("rb") as stream:
             while block := stream.read(1 << 24):
                 digest.update(block)
     return f"sha256:{digest.hexdigest()}"
+
+
+def model_bytes(path: Path) -> int:
+    """Size of all :func:`model_files`."""
+    return sum(file.stat().st_size for file in model_files(path))
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -106,8 +129,26 @@ def weight_bytes(model: ir.Model) -> int:
     )
 
 
+def data_path(path: Path) -> Path:
+    """Where :func:`save_model` puts external weights: ``model.onnx`` -> ``model.onnx.data``."""
+    return path.with_name(f"{path.name}.data")
+
+
+@contextmanager
+def written_together(path: Path) -> Iterator[Path]:
+    """Give the path's stand-in in a scratch folder; at the end all files there move beside it.
+
+    After an error or an interruption nothing of them is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        yield Path(scratch) / path.name
+        for file in list(Path(scratch).iterdir()):
+            file.replace(path.parent / file.name)
+
+
 def save_model(model: ir.Model, path: Path, *, external: bool | None = None) -> None:
-    """Write the model whole or not at all; weights go to ``<path>.data`` when external.
+    """Write the model whole or not at all; weights go to :func:`data_path` when external.
 
     Args:
         model: What to write.
@@ -116,19 +157,13 @@ def save_model(model: ir.Model, path: Path, *, external: bool | None = None) -> 
     """
     if external is None:
         external = weight_bytes(model) > INLINE_LIMIT_BYTES
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data_name = f"{path.name}.data"
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
+    with written_together(path) as staged:
         # ir.save points the in-memory tensors at the file it writes: save a copy of the model.
-        ir.save(model.clone(), scratch / path.name, external_data=data_name if external else None)
-        if external:
-            (scratch / data_name).replace(path.parent / data_name)
-        (scratch / path.name).replace(path)
+        copy = model.clone()
         if not external:
-            (path.parent / data_name).unlink(missing_ok=True)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            # Weights of an external source would stay references to a file that is not beside us.
+            ir.external_data.load_to_model(copy)
+        ir.save(copy, staged, external_data=data_path(path).name if external else None)
 
 
 def uses_external_data(model: ir.Model) -> bool:

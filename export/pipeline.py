@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.plan import QuantPlan
@@ -18,7 +19,7 @@ from qvd_trt.export.passes.insert_htdq import InsertHtdq
 from qvd_trt.export.passes.insert_qdq import InsertQdq
 from qvd_trt.export.passes.lower_opset import LowerOpset
 from qvd_trt.export.passes.lower_precision import LowerPrecision
-from qvd_trt.export.passes.raise_opset import RaiseOpset
+from qvd_trt.export.passes.raise_opset import HIGHEST, LOWEST, RaiseOpset
 from qvd_trt.export.passes.write_metadata import WriteMetadata
 from qvd_trt.export.targets import FloatType, HtdqForm, ScaleType, TargetProfile
 
@@ -55,19 +56,21 @@ def apply_plan(model: ir.Model, plan: QuantPlan, options: ApplyOptions) -> ir.Mo
     scale_type = target.scale_type(options.float_type)
     emitted = model.clone()
     opset = model.opset_imports[""]
+    _check_opset(opset, options)
     passes: list[ir.passes.InPlacePass] = []
-    if opset < target.min_opset:
-        passes.append(RaiseOpset(target.min_opset))
+    if opset < target.min_opset(options.float_type):
+        passes.append(RaiseOpset(target.min_opset(options.float_type)))
     passes += [
         FoldScri(plan.dense, layers),
         InsertHtdq(plan.temporal),
         InsertQdq(plan.dense, plan.temporal, layers, target.weight_form, scale_type),
-        DefineHtdq(options.htdq_form or target.htdq_form),
     ]
-    if opset > target.max_opset:
-        passes.append(LowerOpset(target.max_opset))
     if options.float_type is not FloatType.FP32:
         passes.append(LowerPrecision(options.float_type.value, qdq_scales=_QDQ_SCALES[scale_type]))
+    # After lowering, so that an inlined body keeps its float32 comparison.
+    passes.append(DefineHtdq(options.htdq_form or target.htdq_form))
+    if opset > target.max_opset:
+        passes += [LowerOpset(target.max_opset), RemoveUnusedNodesPass()]
     passes.append(WriteMetadata(plan, target.name, options.float_type.value))
     for step in passes:
         step(emitted)
@@ -80,6 +83,15 @@ def fold_only(model: ir.Model, plan: QuantPlan) -> ir.Model:
     rewritten = model.clone()
     FoldScri(plan.dense, layers)(rewritten)
     return rewritten
+
+
+def _check_opset(opset: int, options: ApplyOptions) -> None:
+    lowest = min(LOWEST, options.target.min_opset(options.float_type))
+    if not lowest <= opset <= HIGHEST:
+        raise UserError(
+            f"the model has opset {opset}, target {options.target.name} can be written from "
+            f"{lowest} to {HIGHEST}; export it again with one of those"
+        )
 
 
 def _planned_layers(model: ir.Model, plan: QuantPlan) -> dict[str, Layer]:

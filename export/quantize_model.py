@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
+from qvd_trt.calibrators.arrays import AnyArray
+from qvd_trt.calibrators.atomic_write import write_atomically
 from qvd_trt.calibrators.bits import W8A8, Bits
 from qvd_trt.calibrators.collect.calibrate import CalibrationTarget, calibrate, check_belongs
+from qvd_trt.calibrators.collect.request import StatisticsRequest
 from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.ort_session import CPU
 from qvd_trt.calibrators.plan import QuantPlan
 from qvd_trt.calibrators.plan_file import load_plan, save_plan
 from qvd_trt.calibrators.progress import Progress
+from qvd_trt.calibrators.sites import Layer, LayerOp
 from qvd_trt.calibrators.solve import SolveOptions, solve
 from qvd_trt.calibrators.sources.open_source import open_source
 from qvd_trt.calibrators.sources.self_sampling import SelfSampling, SelfSamplingOptions
@@ -26,16 +34,20 @@ from qvd_trt.calibrators.sources.signature import ModelSignature
 from qvd_trt.calibrators.stats import ActivationStats
 from qvd_trt.calibrators.stats_file import load_stats, save_stats
 from qvd_trt.export.graph.interface import read_signature
+from qvd_trt.export.graph.layers import find_layers
 from qvd_trt.export.graph.sites import GraphSites, find_sites
 from qvd_trt.export.held_out import measure_held_out
 from qvd_trt.export.model_file import (
+    data_path,
     load_model,
+    model_bytes,
+    model_files,
     model_hash,
-    refuse_half_precision,
+    refuse_other_precision,
     refuse_quantized,
     save_model,
     uses_external_data,
-    weight_bytes,
+    written_together,
 )
 from qvd_trt.export.passes.layer_edits import constant_array
 from qvd_trt.export.passes.prepare import Prepare
@@ -101,21 +113,28 @@ def plan_path(output: Path) -> Path:
     return output.with_suffix(".plan.json")
 
 
-def quantize_model(request: QuantizeRequest, progress: Progress) -> QuantizationReport:
-    """Calibrate, solve, rewrite, write and measure.
+def report_path(output: Path) -> Path:
+    """Where the report of an output lies: ``model.w8a8.onnx`` -> ``model.w8a8.report.json``."""
+    return output.with_suffix(".report.json")
 
-    Writes the QDQ model and, beside it, its plan. The input is only ever read.
+
+def quantize_model(request: QuantizeRequest, progress: Progress) -> QuantizationReport:
+    """Calibrate, solve, rewrite, measure and write.
+
+    Writes the QDQ model and, beside it, its plan and its report. The input is only ever read.
 
     Raises:
         UserError: anything wrong with the inputs; nothing is written then.
     """
     _check_paths(request)
+    given = None if request.plan is None else load_plan(request.plan)
     clock = _Clock()
-    with clock.measure("load"):
-        source_model, model = _load(request.model)
+    with clock.measure("load"), progress.step("load", None):
+        source_model, model = _load(request)
         signature = read_signature(model.graph, request.timestep_input, request.latent_input)
         sites = find_sites(model.graph, signature, request.keep)
         digest = model_hash(request.model)
+        _try_out(request, model, given, digest)
     target = CalibrationTarget(
         model=request.model,
         model_hash=digest,
@@ -128,14 +147,20 @@ def quantize_model(request: QuantizeRequest, progress: Progress) -> Quantization
     with clock.measure("calibrate"):
         calibration = _statistics(request, target, progress)
     with clock.measure("solve"):
-        plan = _plan(request, model, sites, calibration.stats, digest, progress)
+        plan = given or _solve(request, model, sites, calibration.stats, progress)
+        _refuse_empty(plan)
     with clock.measure("measure"):
         scores = _measure(model, plan, calibration.stats, progress)
-    with clock.measure("write"):
-        emitted = apply_plan(model, plan, request.apply)
-        save_model(emitted, request.output, external=uses_external_data(source_model) or None)
-        save_plan(plan, plan_path(request.output))
-    return _report(request, model, emitted, sites, plan, calibration, scores, clock.seconds)
+    with written_together(request.output) as staged:
+        with clock.measure("write"), progress.step("write", None):
+            emitted = apply_plan(model, plan, request.apply)
+            save_model(emitted, staged, external=uses_external_data(source_model) or None)
+            if not _same_file(request.plan, plan_path(request.output)):
+                save_plan(plan, plan_path(staged))
+            sizes = model_bytes(request.model), model_bytes(staged)
+        report = _report(request, sites, plan, calibration, scores, sizes, clock.seconds)
+        write_atomically(report_path(staged), report.to_json().encode())
+    return report
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,22 +187,95 @@ def _check_paths(request: QuantizeRequest) -> None:
         raise UserError(f"the output {output} must end in .onnx")
     if output.is_dir():
         raise UserError(f"the output {output} is a folder; give a file name")
-    read = [request.model, *request.calibration]
-    if request.plan is not None:
-        read.append(request.plan)
-    for path in read:
-        for written in (output, plan_path(output)):
-            if written.exists() and path.exists() and written.samefile(path):
-                raise UserError(f"{written} would overwrite the input {path}; give another output")
+    if request.stats is not None and request.stats.suffix != ".npz":
+        raise UserError(f"--stats: {request.stats} must end in .npz")
+    for file in (output, request.stats):
+        if file is not None:
+            _check_folder(file)
+    _refuse_overwriting(output, [request.model, *request.calibration])
 
 
-def _load(path: Path) -> tuple[ir.Model, ir.Model]:
+def _check_folder(file: Path) -> None:
+    """Refuse a file whose folder neither takes files nor can be made."""
+    folder = next(parent for parent in file.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(
+            f"{file} cannot be written: {folder} is no folder that takes files; "
+            "give another path or change its permissions"
+        )
+
+
+def _refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:
+    """A given plan may lie where the output's plan does: it then stays as it is."""
+    written = [output, data_path(output), plan_path(output), report_path(output)]
+    for path in inputs:
+        for file in written:
+            if _same_file(file, path):
+                raise UserError(
+                    f"{file} would overwrite the input {path}; give another output with -o"
+                )
+
+
+def _same_file(one: Path | None, other: Path) -> bool:
+    return one is not None and one.exists() and other.exists() and one.samefile(other)
+
+
+def _load(request: QuantizeRequest) -> tuple[ir.Model, ir.Model]:
+    path = request.model
     source = load_model(path)
+    _refuse_overwriting(request.output, model_files(path))
     refuse_quantized(source, path)
-    refuse_half_precision(source, path)
     model = source.clone()
     Prepare()(model)
+    refuse_other_precision(model, path)
     return source, model
+
+
+def _try_out(
+    request: QuantizeRequest, model: ir.Model, given: QuantPlan | None, digest: str
+) -> None:
+    """Refuse early a plan, a target or a type that the model does not fit."""
+    if given is not None:
+        if given.model_hash != digest:
+            raise UserError(
+                f"--plan: {request.plan} was made for another model; make it again for this one"
+            )
+        _refuse_empty(given)
+        _check_channels(given, {layer.name: layer for layer in find_layers(model.graph)[0]})
+    empty = QuantPlan(digest, request.bits, request.algorithm, dense=(), temporal=(), kept=())
+    apply_plan(model, given or empty, request.apply)
+
+
+def _refuse_empty(plan: QuantPlan) -> None:
+    if not any(plan.layers()):
+        raise UserError("the plan quantizes no layer; see --keep, --min-sqnr and --temporal")
+
+
+def _check_channels(plan: QuantPlan, layers: Mapping[str, Layer]) -> None:
+    """Refuse an edited plan whose vectors are not as long as the model's channels."""
+    for site in plan.dense:
+        for layer in (layers[quant.name] for quant in site.layers if quant.name in layers):
+            axis = 1 if layer.op is LayerOp.CONV else -1
+            if site.channel_axis != axis:
+                raise UserError(f"--plan: channel_axis of {site.tensor!r} must be {axis}")
+            channels = layer.weight_size // (layer.out_channels * layer.window.taps) * layer.groups
+            for name in ("shift", "smooth"):
+                vector = getattr(site.activation, name, None)
+                if vector is not None and len(vector) != channels:
+                    raise UserError(
+                        f"--plan: {name} of {site.tensor!r} has {len(vector)} numbers, layer "
+                        f"{layer.name!r} reads {channels} channels"
+                    )
+    for tensor, quants in plan.sites():
+        if not quants:
+            raise UserError(f"--plan: site {tensor!r} has no layers; remove it")
+        for quant in quants:
+            bias, reader = quant.bias_correction, layers.get(quant.name)
+            if bias is not None and reader is not None and len(bias) != reader.out_channels:
+                raise UserError(
+                    f"--plan: bias_correction of {quant.name!r} has {len(bias)} numbers, the layer "
+                    f"has {reader.out_channels} output channels"
+                )
 
 
 def _statistics(
@@ -186,7 +284,8 @@ def _statistics(
     if request.stats is not None and request.stats.exists():
         stats = load_stats(request.stats)
         check_belongs(stats, target, request.stats)
-        return _Calibration(stats, f"statistics from {request.stats}")
+        _check_sound(stats, target, request.stats)
+        return _Calibration(stats, f"statistics of {request.stats}", _unused(request))
     if request.plan is not None and not request.calibration and request.stats is None:
         return _Calibration(None, "none (plan given)")
     warnings: tuple[str, ...] = ()
@@ -198,7 +297,7 @@ def _statistics(
     stats = calibrate(
         target,
         source,
-        ALGORITHMS[request.algorithm].requests(),
+        _needs(request),
         progress,
         sweep_training_timesteps=bool(request.calibration) if sweep is None else sweep,
         providers=request.providers,
@@ -206,6 +305,40 @@ def _statistics(
     if request.stats is not None:
         save_stats(stats, request.stats)
     return _Calibration(stats, source.describe(), warnings)
+
+
+def _needs(request: QuantizeRequest) -> StatisticsRequest:
+    """What the algorithm needs; what every algorithm needs when the statistics are kept."""
+    if request.stats is None:
+        return ALGORITHMS[request.algorithm].requests()
+    return reduce(or_, (algorithm.requests() for algorithm in ALGORITHMS.values()))
+
+
+def _unused(request: QuantizeRequest) -> tuple[str, ...]:
+    if not request.calibration:
+        return ()
+    return (f"--calib is not read: {request.stats} exists; delete it to calibrate again",)
+
+
+def _check_sound(stats: ActivationStats, target: CalibrationTarget, path: Path) -> None:
+    """Refuse statistics that are not finite or not of the sites' channels."""
+    arrays: list[tuple[str, int, AnyArray]] = []
+    for site in target.dense:
+        if (found := stats.sites.get(site.tensor)) is not None:
+            rows = [sample.values for sample in found.rows.values()]
+            arrays += [
+                (site.tensor, site.channels, array)
+                for array in (found.ranges.minimum, found.ranges.maximum, *rows)
+            ]
+    for site in target.temporal:
+        if (feature := stats.temporal.get(site.tensor)) is not None:
+            arrays.append((site.tensor, site.channels, feature.values))
+    for tensor, channels, array in arrays:
+        if array.shape[1:2] != (channels,) or not np.isfinite(array).all():
+            raise UserError(
+                f"--stats: {path} holds NaN, Inf or a wrong number of channels for {tensor!r}; "
+                "delete it and calibrate again"
+            )
 
 
 def _self_sampling(
@@ -222,19 +355,13 @@ def _self_sampling(
     )
 
 
-def _plan(
+def _solve(
     request: QuantizeRequest,
     model: ir.Model,
     sites: GraphSites,
     stats: ActivationStats | None,
-    digest: str,
     progress: Progress,
 ) -> QuantPlan:
-    if request.plan is not None:
-        plan = load_plan(request.plan)
-        if plan.model_hash != digest:
-            raise UserError(f"--plan: {request.plan} was made for another model")
-        return plan
     assert stats is not None
     algorithm = ALGORITHMS[request.algorithm]
     options = SolveOptions(
@@ -265,18 +392,18 @@ def _measure(
         return ()
     with tempfile.TemporaryDirectory(prefix="qvd-") as folder:
         reference = Path(folder) / "reference.onnx"
-        save_model(apply_plan(model, plan, REFERENCE), reference)
+        with progress.step("prepare measuring", None):
+            save_model(apply_plan(model, plan, REFERENCE), reference)
         return measure_held_out(reference, stats.held_out, progress)
 
 
 def _report(
     request: QuantizeRequest,
-    model: ir.Model,
-    emitted: ir.Model,
     sites: GraphSites,
     plan: QuantPlan,
     calibration: _Calibration,
     scores: tuple[HeldOutScore, ...],
+    sizes: tuple[int, int],
     seconds: dict[str, float],
 ) -> QuantizationReport:
     activations = [site.activation for site in plan.dense if site.activation is not None]
@@ -289,6 +416,7 @@ def _report(
         model=str(request.model),
         output=str(request.output),
         plan=str(plan_path(request.output)),
+        report=str(report_path(request.output)),
         bits=str(plan.bits),
         algorithm=plan.algorithm,
         target=request.apply.target.name,
@@ -313,7 +441,7 @@ def _report(
         int8_share=share,
         held_out=scores,
         weakest=weakest_layers(plan),
-        float_bytes=weight_bytes(model),
-        quantized_bytes=weight_bytes(emitted),
+        float_bytes=sizes[0],
+        quantized_bytes=sizes[1],
         seconds=seconds,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -54,11 +56,15 @@ class Int8Share:
 
 @dataclass(frozen=True, slots=True)
 class QuantizationReport:
-    """The outcome of one export."""
+    """The outcome of one export.
+
+    ``float_bytes`` and ``quantized_bytes`` are the sizes of the two models' files.
+    """
 
     model: str
     output: str
     plan: str
+    report: str
     bits: str
     algorithm: str
     target: str
@@ -82,9 +88,20 @@ class QuantizationReport:
         """Mean SQNR over the held-out calls, in dB."""
         return float(np.mean([s.sqnr for s in self.held_out])) if self.held_out else None
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON data, with the mean of the held-out SQNR."""
-        return {**asdict(self), "held_out_mean_sqnr": self.mean_sqnr()}
+    def to_json(self) -> str:
+        """JSON with the mean of the held-out SQNR; numbers that JSON cannot write are strings."""
+        data = {**asdict(self), "held_out_mean_sqnr": self.mean_sqnr()}
+        return json.dumps(_writable(data), indent=2)
+
+
+def _writable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _writable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_writable(item) for item in value]
+    return value
 
 
 def int8_share(

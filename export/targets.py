@@ -52,7 +52,7 @@ class TargetProfile:
 
     Attributes:
         name: As written in ``--target``.
-        min_opset: Lowest ONNX opset of the emitted file.
+        base_opset: Lowest ONNX opset of an emitted fp32 or fp16 file.
         max_opset: Highest one.
         float_types: Allowed types of the rest of the graph; the first is the default.
         low_precision_scales: Whether Q/DQ scales may have the graph's low type. Otherwise Q, DQ
@@ -62,12 +62,16 @@ class TargetProfile:
     """
 
     name: str
-    min_opset: int
+    base_opset: int
     max_opset: int
     float_types: tuple[FloatType, ...]
     low_precision_scales: bool
     weight_form: WeightForm
     htdq_form: HtdqForm
+
+    def min_opset(self, float_type: FloatType) -> int:
+        """Lowest opset of the emitted file; ONNX has bf16 convolutions and norms from 22 on."""
+        return max(self.base_opset, 22) if float_type is FloatType.BF16 else self.base_opset
 
     def scale_type(self, float_type: FloatType) -> ScaleType:
         """Type of the scales. bf16 scales would flip a tenth of the codes: float32 there."""
@@ -81,7 +85,7 @@ TARGETS: dict[str, TargetProfile] = {
     for profile in (
         TargetProfile(
             name="trt",
-            min_opset=19,
+            base_opset=19,
             max_opset=23,
             float_types=(FloatType.FP16, FloatType.BF16, FloatType.FP32),
             low_precision_scales=True,
@@ -90,7 +94,7 @@ TARGETS: dict[str, TargetProfile] = {
         ),
         TargetProfile(
             name="rtx",
-            min_opset=17,
+            base_opset=17,
             max_opset=23,
             float_types=(FloatType.FP16, FloatType.BF16, FloatType.FP32),
             low_precision_scales=False,
@@ -99,7 +103,7 @@ TARGETS: dict[str, TargetProfile] = {
         ),
         TargetProfile(
             name="trt8",
-            min_opset=13,
+            base_opset=13,
             max_opset=17,
             float_types=(FloatType.FP32,),
             low_precision_scales=False,
@@ -108,7 +112,7 @@ TARGETS: dict[str, TargetProfile] = {
         ),
         TargetProfile(
             name="ort",
-            min_opset=17,
+            base_opset=17,
             max_opset=23,
             float_types=(FloatType.FP32, FloatType.FP16),
             low_precision_scales=False,

@@ -11,13 +11,18 @@ EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130
 
 
 def run_command(name: str, body: Callable[[], int]) -> int:
-    """Run a command's body; a :class:`UserError` becomes one line on stderr and exit code 2."""
+    """Run a command's body; what a user can mend becomes one line on stderr and exit code 2."""
     try:
         return body()
     except UserError as error:
-        line = " ".join(str(error).split())
-        print(f"{name}: error: {line}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return _refuse(name, str(error))
+    except OSError as error:
+        return _refuse(name, f"{error}; check the path, its permissions and the free space")
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _refuse(name: str, message: str) -> int:
+    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_USER_ERROR

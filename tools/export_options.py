@@ -152,7 +152,6 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--target",
         metavar="NAME",
-        default="trt",
         help="trt (TensorRT 10 and 11, default), rtx (TensorRT-RTX), trt8 (TensorRT 8.6) or ort",
     )
     group.add_argument(

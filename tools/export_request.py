@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
 from qvd_trt.calibrators.arrays import AnyArray
-from qvd_trt.calibrators.bits import Bits
+from qvd_trt.calibrators.bits import W8A8, Bits
 from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.plan_file import load_plan
 from qvd_trt.calibrators.solve import TEMPORAL_FLOAT
@@ -33,23 +34,22 @@ def read_request(options: argparse.Namespace) -> QuantizeRequest:
         UserError: an unknown name, or options that do not go together.
     """
     _check_plan_alone(options)
-    bits = Bits.parse(options.bits or "w8a8")
-    algorithm = _known("--algorithm", options.algorithm or "qvd", ALGORITHMS)
-    if options.temporal is not None:
-        _known("--temporal", options.temporal, (*CODEBOOKS, TEMPORAL_FLOAT))
-    target = TARGETS[_known("--target", options.target, TARGETS)]
-    if options.dtype is not None:
-        _known("--dtype", options.dtype, [entry.value for entry in FloatType])
-    htdq = options.htdq and HtdqForm(
-        _known("--htdq", options.htdq, [entry.value for entry in HtdqForm])
-    )
+    bits = W8A8 if options.bits is None else Bits.parse(options.bits)
+    algorithm = _known("--algorithm", options.algorithm, ALGORITHMS) or "qvd"
+    temporal = _known("--temporal", options.temporal, (*CODEBOOKS, TEMPORAL_FLOAT))
+    target = TARGETS[_known("--target", options.target, TARGETS) or "trt"]
+    dtype = _known("--dtype", options.dtype, [entry.value for entry in FloatType])
+    htdq = _known("--htdq", options.htdq, [entry.value for entry in HtdqForm])
+    _check_min_sqnr(options.min_sqnr, algorithm)
     return QuantizeRequest(
         model=options.model,
         output=options.output or _default_output(options, bits),
-        apply=ApplyOptions(target, choose_float_type(target, options.dtype), htdq),
+        apply=ApplyOptions(
+            target, choose_float_type(target, dtype), None if htdq is None else HtdqForm(htdq)
+        ),
         bits=bits,
         algorithm=algorithm,
-        temporal_quantizer=options.temporal,
+        temporal_quantizer=temporal,
         calibration=tuple(options.calib),
         sampling=_sampling(options),
         training_timesteps={"auto": None, "calibration": False, "training": True}[
@@ -72,11 +72,6 @@ def _default_output(options: argparse.Namespace, bits: Bits) -> Path:
     return model.with_suffix(f".{bits}.onnx")
 
 
-def report_path(output: Path) -> Path:
-    """Where the report of an output lies."""
-    return output.with_suffix(".report.json")
-
-
 def _sampling(options: argparse.Namespace) -> SelfSamplingOptions:
     given: dict[str, AnyArray] | None = read_npz(options.inputs) if options.inputs else None
     return SelfSamplingOptions(
@@ -94,10 +89,23 @@ def _sampling(options: argparse.Namespace) -> SelfSamplingOptions:
     )
 
 
-def _known(option: str, name: str, names: Iterable[str]) -> str:
-    if name not in names:
+def _known(option: str, name: str | None, names: Iterable[str]) -> str | None:
+    """The name, or None when the option was not given."""
+    if name is not None and name not in names:
         raise UserError(f"{option}: {name!r} is unknown; use one of {', '.join(names)}")
     return name
+
+
+def _check_min_sqnr(min_sqnr: float | None, algorithm: str) -> None:
+    if min_sqnr is None:
+        return
+    if not math.isfinite(min_sqnr):
+        raise UserError(f"--min-sqnr: {min_sqnr} is not supported; use a number of dB")
+    measuring = [name for name, entry in ALGORITHMS.items() if entry.requests().rows]
+    if algorithm not in measuring:
+        raise UserError(
+            f"--min-sqnr needs an algorithm that measures layers; use one of {', '.join(measuring)}"
+        )
 
 
 def _check_plan_alone(options: argparse.Namespace) -> None:
@@ -110,5 +118,5 @@ def _check_plan_alone(options: argparse.Namespace) -> None:
         ("--keep", options.keep),
         ("--min-sqnr", options.min_sqnr),
     ):
-        if value:
+        if value not in (None, []):
             raise UserError(f"{option} and --plan exclude each other: the plan already decides it")

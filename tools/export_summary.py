@@ -2,84 +2,89 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
-from pathlib import Path
+from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.filesize import decimal
+from rich.text import Text
 
 from qvd_trt.export.report import QuantizationReport
 
-MEGABYTE = 1_000_000
+REASONS_SHOWN = 8
 
 
-def print_summary(report: QuantizationReport, report_file: Path, *, verbose: bool) -> None:
-    """Print what was quantized, what was kept and why, and what it cost."""
+def print_summary(report: QuantizationReport, *, verbose: bool) -> None:
+    """Print what was quantized, what was kept and why, and what it cost.
+
+    Lines are wrapped on a terminal only, so that they can be searched in a log.
+    """
     console = Console()
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _rows(report):
-        table.add_row(name, escape(value))
-    table.add_row("written", escape(f"{report.output}\n{report.plan}\n{report_file}"))
-    console.print(table)
+    rows = _rows(report)
+    indent = 2 + max(len(name) for name, _ in rows)
+    for name, lines in rows:
+        if console.is_terminal:
+            lines = [part for line in lines for part in _wrapped(line, console.width - indent)]
+        for index, line in enumerate(lines):
+            label = name if index == 0 else ""
+            console.print(Text.assemble((label.ljust(indent), "bold"), line), soft_wrap=True)
     if verbose:
         _print_kept(console, report)
 
 
-def _rows(report: QuantizationReport) -> list[tuple[str, str]]:
+def _rows(report: QuantizationReport) -> list[tuple[str, list[str]]]:
+    """Label and lines of every row."""
     rows = [
-        ("quantized", _quantized(report)),
-        ("calibration", report.calibration),
+        ("quantized", [_quantized(report)]),
+        ("target", [f"{report.target}, {report.dtype}"]),
+        ("calibration", [report.calibration]),
         ("kept float", _kept(report)),
     ]
     if report.int8_share is not None:
         share = report.int8_share
-        rows.append(
-            (
-                "INT8 share",
-                f"{share.eligible:.2%} of the MACs outside first and last layers and time path, "
-                f"{share.all_layers:.2%} of all",
-            )
+        line = (
+            f"{share.eligible:.1%} of the MACs outside first and last layers and time path, "
+            f"{share.all_layers:.1%} of all"
         )
-    rows += [
-        (
-            "temporal site",
-            f"{site.tensor}: {site.quantizer}, {site.layers} layers, TDScore "
-            f"{site.td_score_before:.3f} (uniform) -> {site.td_score_after:.3f}",
-        )
+        rows.append(("INT8 share", [line]))
+    temporal = [
+        f"{site.tensor}: {site.quantizer}, {_count(site.layers, 'layer')}, "
+        f"TDScore {site.td_score_before:.3f} (uniform) -> {site.td_score_after:.3f}"
         for site in report.temporal
     ]
+    if temporal:
+        rows.append(("temporal", temporal))
     rows.append(
-        (
-            "weights",
-            f"{report.float_bytes / MEGABYTE:.1f} MB -> {report.quantized_bytes / MEGABYTE:.1f} MB",
-        )
+        ("file size", [f"{decimal(report.float_bytes)} -> {decimal(report.quantized_bytes)}"])
     )
-    rows.append(("output SQNR", _sqnr(report)))
+    rows.append(("output SQNR", [_sqnr(report)]))
     if report.weakest:
         weakest = report.weakest[0]
-        rows.append(("weakest layer", f"{weakest.name}: {weakest.sqnr:.1f} dB"))
-    steps = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
-    rows.append(("time", steps))
+        rows.append(("weakest layer", [f"{weakest.name}: {weakest.sqnr:.1f} dB"]))
+    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
+    rows.append(("time", [times]))
+    rows.append(("written", [report.output, report.plan, report.report]))
     return rows
 
 
 def _quantized(report: QuantizationReport) -> str:
-    return (
-        f"{report.bits} by {report.algorithm}: {report.quantized_layers} layers at "
-        f"{report.dense_sites} sites ({report.shifted_sites} shifted, {report.smoothed_sites} "
-        f"scaled) and {len(report.temporal)} temporal sites; target {report.target}, "
-        f"{report.dtype}"
-    )
+    parts = [
+        f"{_count(report.dense_sites, 'site')} ({report.shifted_sites} shifted, "
+        f"{report.smoothed_sites} scaled)"
+    ]
+    if report.temporal:
+        parts.append(_count(len(report.temporal), "temporal site"))
+    layers = _count(report.quantized_layers, "layer")
+    return f"{report.bits} by {report.algorithm}: {layers} at {' and '.join(parts)}"
 
 
-def _kept(report: QuantizationReport) -> str:
-    if not report.kept:
-        return "none"
-    counts = Counter(layer.reason for layer in report.kept)
-    return "; ".join(f"{count} ({reason})" for reason, count in counts.items())
+def _kept(report: QuantizationReport) -> list[str]:
+    counts = Counter(layer.reason for layer in report.kept).most_common()
+    lines = [f"{_count(count, 'layer')}: {reason}" for reason, count in counts[:REASONS_SHOWN]]
+    if rest := sum(count for _, count in counts[REASONS_SHOWN:]):
+        lines.append(f"{_count(rest, 'layer')}: other reasons, listed by -v")
+    return lines or ["none"]
 
 
 def _sqnr(report: QuantizationReport) -> str:
@@ -88,13 +93,24 @@ def _sqnr(report: QuantizationReport) -> str:
         return "not measured (no held-out calls)"
     worst = min(report.held_out, key=lambda score: score.sqnr)
     return (
-        f"{mean:.1f} dB mean over {len(report.held_out)} held-out steps, worst {worst.sqnr:.1f} dB "
-        f"at timestep {worst.timestep:g}"
+        f"{mean:.1f} dB mean over {_count(len(report.held_out), 'held-out step')}, "
+        f"worst {worst.sqnr:.1f} dB at timestep {worst.timestep:g}"
     )
 
 
 def _print_kept(console: Console, report: QuantizationReport) -> None:
-    table = Table("layer", "operator", "why it is float", title="kept float", title_justify="left")
-    for layer in report.kept:
-        table.add_row(escape(layer.name), layer.op, escape(layer.reason))
-    console.print(table)
+    cells = [("kept float", "operator", "reason")]
+    cells += [(layer.name, layer.op, layer.reason) for layer in report.kept]
+    names, ops = (max(len(row[column]) for row in cells) for column in (0, 1))
+    console.print()
+    for index, (name, op, reason) in enumerate(cells):
+        line = f"{name:<{names}}  {op:<{ops}}  {reason}"
+        console.print(Text(line, "" if index else "bold"), soft_wrap=True)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _wrapped(line: str, width: int) -> Sequence[str]:
+    return textwrap.wrap(line, max(width, 20), break_long_words=False, break_on_hyphens=False)

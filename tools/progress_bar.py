@@ -18,9 +18,15 @@ from rich.progress import (
 
 from qvd_trt.calibrators.progress import Advance
 
+SPEED_PERIOD = 3600.0
+"""Seconds over which the speed is averaged; one call of a large model may take minutes."""
+
 
 class BarProgress:
-    """Draws each step on stderr with its elapsed and remaining time, and removes it when done."""
+    """Draws each step with its elapsed and remaining time, and removes it when done.
+
+    Where there is no terminal nothing is drawn.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -28,17 +34,18 @@ class BarProgress:
     @contextmanager
     def step(self, name: str, total: int | None) -> Iterator[Advance]:
         """Show one step."""
+        columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn()]
+        if total is not None:
+            columns.append(MofNCompleteColumn())
+        columns += [TextColumn("elapsed"), TimeElapsedColumn()]
+        if total is not None:
+            columns += [TextColumn("remaining"), TimeRemainingColumn()]
         with Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("elapsed"),
-            TimeElapsedColumn(),
-            TextColumn("remaining"),
-            TimeRemainingColumn(),
+            *columns,
             console=self._console,
             transient=True,
+            disable=not self._console.is_terminal,
+            speed_estimate_period=SPEED_PERIOD,
         ) as progress:
             task = progress.add_task(name, total=total)
             yield lambda: progress.advance(task)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvd_trt.tools.command_line import EXIT_OK, run_command
@@ -28,22 +26,19 @@ def _export(options: argparse.Namespace) -> int:
     # Imported here so that --help and usage errors answer at once.
     from rich.console import Console
 
-    from qvd_trt.calibrators.atomic_write import write_atomically
     from qvd_trt.export.quantize_model import quantize_model
-    from qvd_trt.tools.export_request import read_request, report_path
+    from qvd_trt.tools.export_request import read_request
     from qvd_trt.tools.export_summary import print_summary
     from qvd_trt.tools.progress_bar import BarProgress
 
     request: QuantizeRequest = read_request(options)
     report = quantize_model(request, BarProgress(Console(stderr=True)))
-    text = json.dumps(report.to_json(), indent=2)
-    write_atomically(report_path(request.output), text.encode())
     for warning in report.warnings:
         print(f"{NAME}: warning: {warning}", file=sys.stderr)
     if options.json:
-        print(text)
+        print(report.to_json())
     else:
-        print_summary(report, Path(report_path(request.output)), verbose=options.verbose)
+        print_summary(report, verbose=options.verbose)
     return EXIT_OK
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qvd_trt.calibrators.arrays import AnyArray, Float64Array
+from qvd_trt.calibrators.arrays import AnyArray
 from qvd_trt.calibrators.collect.collector import StatisticsCollector
 from qvd_trt.calibrators.collect.request import StatisticsRequest
 from qvd_trt.calibrators.collect.temporal_sweep import TemporalSweep, training_timesteps
@@ -18,7 +18,7 @@ from qvd_trt.calibrators.progress import Progress
 from qvd_trt.calibrators.sites import Layer, Site
 from qvd_trt.calibrators.sources.calls import CalibrationSource, DenoiserCall
 from qvd_trt.calibrators.sources.signature import ModelSignature
-from qvd_trt.calibrators.stats import ActivationStats, HeldOutCall, TemporalFeatures
+from qvd_trt.calibrators.stats import ActivationStats, HeldOutCall
 
 HELD_OUT_CALLS = 8
 """At most this many calls are kept out, so that memory stays bounded."""
@@ -87,9 +87,12 @@ def calibrate(
     )
     choice = _HeldOutChoice(source.trajectories(), total)
     held_out: list[HeldOutCall] = []
+    template: Mapping[str, AnyArray] = {}
     with progress.step("calibrate", total) as advance:
 
         def denoise(call: DenoiserCall) -> AnyArray:
+            nonlocal template
+            template = template or call.inputs
             if choice.takes(call):
                 held_out.append(collector.hold_out(call))
                 prediction: AnyArray = held_out[-1].prediction
@@ -101,8 +104,9 @@ def calibrate(
         source.drive(denoise)
     stats = replace(collector.finish(), held_out=tuple(_spread(held_out, HELD_OUT_CALLS)))
     strict = [site for site in target.temporal if site.tensor in target.strict_temporal]
-    if sweep_training_timesteps and strict and held_out:
-        features = _sweep(target, strict, held_out[0], stats.timesteps)
+    if sweep_training_timesteps and strict:
+        sweep = TemporalSweep(target.model, target.signature, strict)
+        features = sweep.run(template, training_timesteps(stats.timesteps))
         stats = replace(stats, temporal={**stats.temporal, **features})
     return stats
 
@@ -137,13 +141,3 @@ def _spread(calls: Sequence[HeldOutCall], count: int) -> Iterable[HeldOutCall]:
     if len(calls) <= count:
         return calls
     return [calls[index] for index in np.linspace(0, len(calls) - 1, count).round().astype(int)]
-
-
-def _sweep(
-    target: CalibrationTarget,
-    sites: Sequence[Site],
-    template: HeldOutCall,
-    seen: Float64Array,
-) -> Mapping[str, TemporalFeatures]:
-    sweep = TemporalSweep(target.model, target.signature, sites)
-    return sweep.run(template.inputs, training_timesteps(seen))

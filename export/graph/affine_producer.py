@@ -99,7 +99,9 @@ def _mul_add(add: ir.Node, axis: int, rank: int, channels: int) -> AffineProduce
         return None
     inner = add.inputs[1 - beta_index]
     mul = inner.producer() if inner is not None else None
-    if mul is None or mul.op_type != "Mul" or inner is None or len(inner.uses()) != 1:
+    if mul is None or mul.op_type != "Mul" or inner is None:
+        return None
+    if len(inner.uses()) != 1 or inner.is_graph_output():
         return None
     gamma_index = _channel_operand(mul, axis, rank, channels)
     if gamma_index is None:

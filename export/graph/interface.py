@@ -28,6 +28,11 @@ def read_signature(
         raise UserError("the model has no inputs or no outputs; export the denoiser's forward pass")
     timestep = _chosen(inputs, timestep, "--timestep-input") or _find_timestep(graph, inputs)
     latent = _chosen(inputs, latent, "--latent-input") or _find_latent(inputs, timestep)
+    if latent == timestep:
+        raise UserError(
+            f"{latent!r} cannot be both the timestep and the latent; name the other one with "
+            "--timestep-input or --latent-input"
+        )
     return ModelSignature(inputs, _spec(graph.outputs[0]), timestep, latent)
 
 

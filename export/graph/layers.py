@@ -66,6 +66,9 @@ def _read_layer(node: ir.Node) -> Layer | str:
     weight = node.inputs[1]
     assert weight is not None
     shape = static_shape(weight)
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and not is_weight(bias):
+        return "its bias is computed, not constant"
     if node.op_type == LayerOp.CONV:
         window = _conv_window(node, shape)
         if isinstance(window, str):

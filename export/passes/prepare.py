@@ -42,6 +42,8 @@ def _fold_transpose(graph: ir.Graph, node: ir.Node) -> None:
     )
     output.replace_all_uses_with(folded)
     graph.remove(node, safe=True)
+    if not source.uses() and not source.is_graph_output():
+        del graph.initializers[source.name or ""]
 
 
 def _name_nodes(graph: ir.Graph) -> None:

@@ -3,61 +3,30 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from onnx_ir.passes import PreconditionError
-from onnx_ir.passes.common import ShapeInferencePass
 
 from qvd_trt.calibrators.arrays import AnyArray
 from qvd_trt.calibrators.errors import UserError
 from qvd_trt.export.passes.lower_opset import LowerOpset
 from qvd_trt.export.passes.raise_opset import RaiseOpset
+from tests.export import lower_graphs
+from tests.export.lower_graphs import random_feeds, run_in_onnx_runtime
 from tests.models.cache import exported
 
 ARCHITECTURES = ["animatediff", "latte", "svd", "wan"]
-EXTENTS = {"batch": 2, "frames": 3, "height": 8, "width": 12, "tokens": 7}
 
 X = "float[2,6,4,5] x"
 Y = "float[a,b,c,d] y"
 
 
 def graph(body: str, opset: int, inputs: str = X, output: str = Y, constants: str = "") -> ir.Model:
-    declared = f"<{constants}>" if constants else ""
-    header = f'<ir_version: 10, opset_import: ["" : {opset}]>'
-    model = ir.from_onnx_text(f"{header} g ({inputs}) => ({output}) {declared} {{ {body} }}")
-    for index, node in enumerate(model.graph):
-        node.name = node.name or f"n{index}"
-    ShapeInferencePass()(model)
-    return model
-
-
-def random_feeds(model: ir.Model, seed: int = 0) -> dict[str, AnyArray]:
-    rng = np.random.default_rng(seed)
-    feeds: dict[str, AnyArray] = {}
-    for value in model.graph.inputs:
-        assert value.shape is not None
-        assert value.dtype is not None
-        shape = [d if isinstance(d, int) else EXTENTS[str(d.value)] for d in value.shape]
-        dtype = value.dtype.numpy()
-        if dtype.kind == "i":
-            feeds[value.name or ""] = np.full(shape, 999, dtype)
-        else:
-            feeds[value.name or ""] = rng.normal(size=shape).astype(dtype)
-    return feeds
+    return lower_graphs.graph(body, inputs, output, constants, opset)
 
 
 def run(model: ir.Model, feeds: dict[str, AnyArray]) -> AnyArray:
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto, full_check=True)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    result: AnyArray = session.run(None, feeds)[0]
-    return result
+    return run_in_onnx_runtime(model, feeds)[0]
 
 
 def assert_close(actual: AnyArray, expected: AnyArray, tolerance: float) -> None:

@@ -7,6 +7,7 @@ import ast
 import importlib
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import distribution
@@ -17,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHELL = {"console", "bash", "sh", "shell"}
-FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
 EXTRAS = re.compile(r"(?:^|/)\.\[([\w,-]+)\]$|^qvd-trt\[([\w,-]+)\]$")
 
@@ -32,9 +33,9 @@ class Command:
 
 
 def blocks(text: str, languages: set[str]) -> Iterator[str]:
-    for language, body in FENCE.findall(text):
+    for _, language, body in FENCE.findall(text):
         if language in languages:
-            yield body
+            yield textwrap.dedent(body)
 
 
 def commands_of(document: str, text: str) -> Iterator[Command]:
@@ -128,7 +129,8 @@ def test_imports_of_python_blocks_exist(document: Path) -> None:
 def test_commands_are_found_in_shell_blocks() -> None:
     text = (
         "```console\n$ cd x && qvd-export m.onnx \\\n    --bits w8a8  # note\nits | output\n```\n"
-        "```bash\npip install -e '.[test,dev]'\nqvd-export a; qvd-export 'b c' | tee log\n```\n"
+        "1. In a list:\n\n   ```bash\n   pip install -e '.[test,dev]'\n"
+        "   qvd-export a; qvd-export 'b c' | tee log\n   ```\n"
         "```python\nqvd-export not this\n```\n"
     )
     assert [c.argv for c in commands_of("t", text)] == [

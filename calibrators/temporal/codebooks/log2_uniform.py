@@ -22,6 +22,9 @@ def build_log2_uniform(features: TemporalFeatures, bits: int) -> Codebook:
     greatest value move onto them. Of all octave counts 0 to 16, each with as many steps as the bits
     allow, the one of least squared error is taken; 0 octaves is the uniform grid.
 
+    The formula of QVD is not public: this is one reading of "log2 and uniform", for a baseline.
+    Powers of two alone near zero with a uniform grid outside, another reading, errs far more.
+
     Raises:
         ValueError: ``bits`` is not 1 to 8, or the features are empty or not finite.
     """
