@@ -67,6 +67,25 @@ class Row:
     digit_accuracy: float
 
 
+class ResultFiles:
+    """The rows so far, as JSON and as a markdown table; rewritten after every row."""
+
+    def __init__(self, stem: Path, *, append: bool) -> None:
+        self._stem = stem
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        self.rows: list[Row] = []
+        if append and stem.with_suffix(".json").exists():
+            self.rows = [Row(**row) for row in json.loads(stem.with_suffix(".json").read_text())]
+
+    def add(self, row: Row) -> None:
+        """Add a row, replacing one of the same model, bits and algorithm."""
+        key = (row.model, row.bits, row.algorithm)
+        self.rows = [r for r in self.rows if (r.model, r.bits, r.algorithm) != key] + [row]
+        text = json.dumps([asdict(r) for r in self.rows], indent=1)
+        self._stem.with_suffix(".json").write_text(text + "\n")
+        self._stem.with_suffix(".md").write_text(table(self.rows) + "\n")
+
+
 def paired_psnr(reference: Float32Array, clips: Float32Array) -> Float32Array:
     """``10 log10(range^2 / mse)`` of each clip, ``[N]`` dB."""
     error = np.square(clips - reference, dtype=np.float64).mean(axis=(1, 2, 3, 4))
@@ -80,12 +99,12 @@ def measure(
     request: ClipRequest,
     variants: Sequence[tuple[str, str]],
     folder: Path,
-) -> list[Row]:
+    report: ResultFiles,
+) -> None:
     """Sample with the float model once and with every variant, and compare."""
     reference = sample_clips(float_model, request)
     accuracy = classifier_accuracy(reference, request.labels)
     print(f"{model}: float digit accuracy {accuracy['digit']:.3f}", flush=True)
-    rows = []
     for bits, algorithm in variants:
         start = time.perf_counter()
         quantized = folder / f"{model}.{bits}.{algorithm}.onnx"
@@ -103,8 +122,7 @@ def measure(
             digit_accuracy=classifier_accuracy(clips, request.labels)["digit"],
         )
         print(row, f"{time.perf_counter() - start:.0f} s", flush=True)
-        rows.append(row)
-    return rows
+        report.add(row)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -155,6 +173,8 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", default=["w8a8"])
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS))
     parser.add_argument("--models", nargs="+", default=["natural", "stressed"])
+    parser.add_argument("--no-floor", action="store_true", help="leave out fp32 against fp16")
+    parser.add_argument("--append", action="store_true", help="keep the rows already there")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
     request = ClipRequest(
@@ -165,8 +185,10 @@ def main() -> None:
     )
     # The algorithm that needs most statistics first: the others then reuse its cache.
     names = sorted(options.algorithms, key=lambda name: not ALGORITHMS[name].requests().rows)
-    variants = [(FLOOR, FLOOR), *((bits, name) for bits in options.bits for name in names)]
-    rows: list[Row] = []
+    variants = [(bits, name) for bits in options.bits for name in names]
+    if not options.no_floor:
+        variants.insert(0, (FLOOR, FLOOR))
+    report = ResultFiles(options.out / "trajectory_psnr", append=options.append)
     with tempfile.TemporaryDirectory(prefix="qvd-") as scratch:
         folder = Path(scratch)
         for model in options.models:
@@ -175,12 +197,8 @@ def main() -> None:
                 twin, _ = stressed_twin(load_model(float_model), sigma=1.5, seed=0)
                 float_model = folder / "stressed.onnx"
                 save_model(twin, float_model)
-            rows += measure(model, float_model, request, variants, folder)
-            options.out.mkdir(parents=True, exist_ok=True)
-            text = json.dumps([asdict(row) for row in rows], indent=1)
-            (options.out / "trajectory_psnr.json").write_text(text + "\n")
-            (options.out / "trajectory_psnr.md").write_text(table(rows) + "\n")
-    print(table(rows))
+            measure(model, float_model, request, variants, folder, report)
+    print(table(report.rows))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""PanDigits: moving digits over panned photographs, and the small models trained on them."""
