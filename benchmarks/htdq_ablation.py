@@ -1,6 +1,6 @@
 """Codebooks compared on a model's temporal features, and nothing else quantized.
 
-    python benchmarks/htdq_ablation.py MODEL.onnx [--bits 8 6 4] [--output htdq.md]
+    python -m benchmarks.htdq_ablation MODEL.onnx [--bits 8 6 4] [--output htdq.md]
 
 Evaluates every temporal feature that depends on the timestep alone, at the steps of the DDIM
 sampler and at all training timesteps, and prints for every construction and width the TDScore and

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from examples.pandigits.onnx_sampling import (
+    CLIP_SHAPE,
+    CONDITIONS,
+    pandigits_sampler,
+)
 from qvd_trt.calibrators.arrays import AnyArray, Float32Array
 from qvd_trt.calibrators.ort_session import open_session
-from qvd_trt.calibrators.sources.samplers import SamplerOptions, build_sampler
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "pandigits_unet"
-FRAMES, SIZE = 16, 32
-ATTRIBUTES = ("digit", "direction", "background")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class ClipRequest:
     batch: int = 4
 
 
-def balanced_labels(count: int) -> AnyArray:
+def clip_labels(count: int) -> AnyArray:
     """Digits in turn, with directions and backgrounds that vary against them, ``[N, 3]``."""
     index = np.arange(count)
     return np.stack([index % 10, (3 * index + index // 10) % 8, (5 * index + 1) % 8], axis=1)
@@ -45,8 +47,8 @@ def balanced_labels(count: int) -> AnyArray:
 def condition_tokens(labels: AnyArray) -> tuple[Float32Array, Float32Array]:
     """Conditional and unconditional tokens, each ``[N, 3, 64]`` float32."""
     with np.load(EXAMPLE / "conditions.npz") as tables:
-        rows = [tables[name][labels[:, i]] for i, name in enumerate(ATTRIBUTES)]
-        null = np.stack([tables[name][-1] for name in ATTRIBUTES])
+        rows = [tables[name][labels[:, i]] for i, name in enumerate(CONDITIONS)]
+        null = np.stack([tables[name][-1] for name in CONDITIONS])
     conditional = np.stack(rows, axis=1).astype(np.float32)
     return conditional, np.broadcast_to(null, conditional.shape).astype(np.float32)
 
@@ -60,7 +62,7 @@ def sample_clips(model: Path, request: ClipRequest) -> Float32Array:
     session = open_session(model, faithful_qdq=True)
     conditional, unconditional = condition_tokens(request.labels)
     generator = np.random.default_rng(request.seed)
-    shape = (len(request.labels), 3, FRAMES, SIZE, SIZE)
+    shape = (len(request.labels), *CLIP_SHAPE)
     noise = generator.standard_normal(shape).astype(np.float32)
     clips = [
         _denoise(session, noise[at], conditional[at], unconditional[at], request)
@@ -74,10 +76,10 @@ def sample_clips(model: Path, request: ClipRequest) -> Float32Array:
 def classifier_accuracy(clips: Float32Array, labels: AnyArray) -> dict[str, float]:
     """Share of clips that the shipped classifier recognises, by attribute."""
     session = open_session(EXAMPLE / "classifier.onnx")
-    outputs = session.run(list(ATTRIBUTES), {"clip": clips})
+    outputs = session.run(list(CONDITIONS), {"clip": clips})
     return {
         name: float(np.mean(logits.argmax(axis=1) == labels[:, index]))
-        for index, (name, logits) in enumerate(zip(ATTRIBUTES, outputs, strict=True))
+        for index, (name, logits) in enumerate(zip(CONDITIONS, outputs, strict=True))
     }
 
 
@@ -88,10 +90,7 @@ def _denoise(
     unconditional: Float32Array,
     request: ClipRequest,
 ) -> Float32Array:
-    sampler = build_sampler(
-        "ddim",
-        SamplerOptions(steps=request.steps, prediction="v_prediction", schedule="cosine"),
-    )
+    sampler = pandigits_sampler(request.steps)
     guided = request.guidance != 1.0
     tokens = np.concatenate([conditional, unconditional]) if guided else conditional
     for index, timestep in enumerate(sampler.timesteps):

@@ -23,8 +23,8 @@ import numpy as np
 from benchmarks.pandigits_sampling import (
     EXAMPLE,
     ClipRequest,
-    balanced_labels,
     classifier_accuracy,
+    clip_labels,
     sample_clips,
 )
 from benchmarks.stressed_twin import stressed_twin
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
     request = ClipRequest(
-        labels=balanced_labels(options.clips),
+        labels=clip_labels(options.clips),
         steps=options.steps,
         guidance=options.guidance,
         batch=options.batch,

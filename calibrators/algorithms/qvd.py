@@ -53,7 +53,7 @@ PAD_BEFORE_SHIFT_COST = 1.10
 
 @dataclass(frozen=True, slots=True)
 class Qvd:
-    """Shift or not, and alpha, with the least error of the layers' outputs; then headroom or clipping.
+    """Shift and alpha by the least error of the layers' outputs, then headroom or clipping.
 
     The paper (arXiv 2407.11585) shifts everywhere; METHOD says why the gate is needed: under
     scattered channel scales a mid shift alone can be worse than nothing.
