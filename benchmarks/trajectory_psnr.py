@@ -35,7 +35,8 @@ from qvd_trt.calibrators.progress import SilentProgress
 from qvd_trt.export.model_file import load_model, save_model
 from qvd_trt.export.passes.lower_precision import LowerPrecision
 from qvd_trt.export.pipeline import ApplyOptions
-from qvd_trt.export.quantize_model import QuantizeRequest, quantize_model
+from qvd_trt.export.quantize_model import quantize_model
+from qvd_trt.export.request import QuantizeRequest
 from qvd_trt.export.targets import TARGETS, FloatType
 
 DATA_RANGE = 2.0

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
-from qvd_trt.calibrators.arrays import AnyArray
 from qvd_trt.calibrators.atomic_write import write_atomically
-from qvd_trt.calibrators.bits import W8A8, Bits
-from qvd_trt.calibrators.collect.calibrate import CalibrationTarget, calibrate, check_belongs
+from qvd_trt.calibrators.collect.cached_stats import check_belongs, check_sound
+from qvd_trt.calibrators.collect.calibrate import CalibrationTarget, calibrate
 from qvd_trt.calibrators.collect.request import StatisticsRequest
 from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.ort_session import CPU
 from qvd_trt.calibrators.plan import QuantPlan
 from qvd_trt.calibrators.plan_file import load_plan, save_plan
 from qvd_trt.calibrators.progress import Progress
-from qvd_trt.calibrators.sites import Layer, LayerOp
 from qvd_trt.calibrators.solve import SolveOptions, solve
 from qvd_trt.calibrators.sources.open_source import open_source
 from qvd_trt.calibrators.sources.self_sampling import SelfSampling, SelfSamplingOptions
@@ -38,7 +33,6 @@ from qvd_trt.export.graph.layers import find_layers
 from qvd_trt.export.graph.sites import GraphSites, find_sites
 from qvd_trt.export.held_out import measure_held_out
 from qvd_trt.export.model_file import (
-    data_path,
     load_model,
     model_bytes,
     model_files,
@@ -52,6 +46,13 @@ from qvd_trt.export.model_file import (
 from qvd_trt.export.passes.layer_edits import constant_array
 from qvd_trt.export.passes.prepare import Prepare
 from qvd_trt.export.pipeline import ApplyOptions, apply_plan
+from qvd_trt.export.refusals import (
+    check_paths,
+    check_plan_vectors,
+    refuse_empty_plan,
+    refuse_overwriting,
+    same_file,
+)
 from qvd_trt.export.report import (
     HeldOutScore,
     QuantizationReport,
@@ -59,63 +60,12 @@ from qvd_trt.export.report import (
     int8_share,
     weakest_layers,
 )
+from qvd_trt.export.request import QuantizeRequest, plan_path, report_path
 from qvd_trt.export.targets import TARGETS, FloatType
 
 REFERENCE = ApplyOptions(TARGETS["ort"], FloatType.FP32)
 """Held-out calls are measured in float32 around the Q/DQ nodes: ONNX Runtime's CPU kernels have no
 fp16 arithmetic, so a lower type would be measured with roundings that no engine makes."""
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizeRequest:
-    """Everything the user asked for.
-
-    Attributes:
-        model: The float model.
-        output: The QDQ model to write.
-        apply: Target, type and form of the output.
-        bits: Widths; ignored with a plan.
-        algorithm: Name in ``ALGORITHMS``; ignored with a plan.
-        temporal_quantizer: Name in ``CODEBOOKS``, ``float``, or None for the algorithm's own.
-        calibration: Files with calibration calls; empty to sample them from the model.
-        sampling: How to sample when there are no files.
-        training_timesteps: Whether strictly temporal sites are calibrated on all training
-            timesteps; None for only when the sampler is not known, that is, with files.
-        stats: Cache file of statistics: read when it exists, else written.
-        plan: A plan to apply instead of solving one.
-        timestep_input: Name of the timestep input, or None to find it.
-        latent_input: Name of the latent input, or None to find it.
-        keep: Patterns of layers to keep float.
-        min_sqnr: Layers below this SQNR (dB) stay float.
-        providers: ONNX Runtime execution providers for calibration.
-    """
-
-    model: Path
-    output: Path
-    apply: ApplyOptions
-    bits: Bits = W8A8
-    algorithm: str = "qvd"
-    temporal_quantizer: str | None = None
-    calibration: Sequence[Path] = ()
-    sampling: SelfSamplingOptions = field(default_factory=SelfSamplingOptions)
-    training_timesteps: bool | None = None
-    stats: Path | None = None
-    plan: Path | None = None
-    timestep_input: str | None = None
-    latent_input: str | None = None
-    keep: Sequence[str] = ()
-    min_sqnr: float | None = None
-    providers: Sequence[str] = CPU
-
-
-def plan_path(output: Path) -> Path:
-    """Where the plan of an output lies: ``model.w8a8.onnx`` -> ``model.w8a8.plan.json``."""
-    return output.with_suffix(".plan.json")
-
-
-def report_path(output: Path) -> Path:
-    """Where the report of an output lies: ``model.w8a8.onnx`` -> ``model.w8a8.report.json``."""
-    return output.with_suffix(".report.json")
 
 
 def quantize_model(request: QuantizeRequest, progress: Progress) -> QuantizationReport:
@@ -126,7 +76,7 @@ def quantize_model(request: QuantizeRequest, progress: Progress) -> Quantization
     Raises:
         UserError: anything wrong with the inputs; nothing is written then.
     """
-    _check_paths(request)
+    check_paths(request)
     given = None if request.plan is None else load_plan(request.plan)
     clock = _Clock()
     with clock.measure("load"), progress.step("load", None):
@@ -148,14 +98,14 @@ def quantize_model(request: QuantizeRequest, progress: Progress) -> Quantization
         calibration = _statistics(request, target, progress)
     with clock.measure("solve"):
         plan = given or _solve(request, model, sites, calibration.stats, progress)
-        _refuse_empty(plan)
+        refuse_empty_plan(plan)
     with clock.measure("measure"):
         scores = _measure(model, plan, calibration.stats, progress)
     with written_together(request.output) as staged:
         with clock.measure("write"), progress.step("write", None):
             emitted = apply_plan(model, plan, request.apply)
             save_model(emitted, staged, external=uses_external_data(source_model) or None)
-            if not _same_file(request.plan, plan_path(request.output)):
+            if not same_file(request.plan, plan_path(request.output)):
                 save_plan(plan, plan_path(staged))
             sizes = model_bytes(request.model), model_bytes(staged)
         report = _report(request, sites, plan, calibration, scores, sizes, clock.seconds)
@@ -181,49 +131,10 @@ class _Clock:
         self.seconds[name] = round(time.perf_counter() - start, 2)
 
 
-def _check_paths(request: QuantizeRequest) -> None:
-    output = request.output
-    if output.suffix != ".onnx":
-        raise UserError(f"the output {output} must end in .onnx")
-    if output.is_dir():
-        raise UserError(f"the output {output} is a folder; give a file name")
-    if request.stats is not None and request.stats.suffix != ".npz":
-        raise UserError(f"--stats: {request.stats} must end in .npz")
-    for file in (output, request.stats):
-        if file is not None:
-            _check_folder(file)
-    _refuse_overwriting(output, [request.model, *request.calibration])
-
-
-def _check_folder(file: Path) -> None:
-    """Refuse a file whose folder neither takes files nor can be made."""
-    folder = next(parent for parent in file.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(
-            f"{file} cannot be written: {folder} is no folder that takes files; "
-            "give another path or change its permissions"
-        )
-
-
-def _refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:
-    """A given plan may lie where the output's plan does: it then stays as it is."""
-    written = [output, data_path(output), plan_path(output), report_path(output)]
-    for path in inputs:
-        for file in written:
-            if _same_file(file, path):
-                raise UserError(
-                    f"{file} would overwrite the input {path}; give another output with -o"
-                )
-
-
-def _same_file(one: Path | None, other: Path) -> bool:
-    return one is not None and one.exists() and other.exists() and one.samefile(other)
-
-
 def _load(request: QuantizeRequest) -> tuple[ir.Model, ir.Model]:
     path = request.model
     source = load_model(path)
-    _refuse_overwriting(request.output, model_files(path))
+    refuse_overwriting(request.output, model_files(path))
     refuse_quantized(source, path)
     model = source.clone()
     Prepare()(model)
@@ -240,42 +151,10 @@ def _try_out(
             raise UserError(
                 f"--plan: {request.plan} was made for another model; make it again for this one"
             )
-        _refuse_empty(given)
-        _check_channels(given, {layer.name: layer for layer in find_layers(model.graph)[0]})
+        refuse_empty_plan(given)
+        check_plan_vectors(given, {layer.name: layer for layer in find_layers(model.graph)[0]})
     empty = QuantPlan(digest, request.bits, request.algorithm, dense=(), temporal=(), kept=())
     apply_plan(model, given or empty, request.apply)
-
-
-def _refuse_empty(plan: QuantPlan) -> None:
-    if not any(plan.layers()):
-        raise UserError("the plan quantizes no layer; see --keep, --min-sqnr and --temporal")
-
-
-def _check_channels(plan: QuantPlan, layers: Mapping[str, Layer]) -> None:
-    """Refuse an edited plan whose vectors are not as long as the model's channels."""
-    for site in plan.dense:
-        for layer in (layers[quant.name] for quant in site.layers if quant.name in layers):
-            axis = 1 if layer.op is LayerOp.CONV else -1
-            if site.channel_axis != axis:
-                raise UserError(f"--plan: channel_axis of {site.tensor!r} must be {axis}")
-            channels = layer.weight_size // (layer.out_channels * layer.window.taps) * layer.groups
-            for name in ("shift", "smooth"):
-                vector = getattr(site.activation, name, None)
-                if vector is not None and len(vector) != channels:
-                    raise UserError(
-                        f"--plan: {name} of {site.tensor!r} has {len(vector)} numbers, layer "
-                        f"{layer.name!r} reads {channels} channels"
-                    )
-    for tensor, quants in plan.sites():
-        if not quants:
-            raise UserError(f"--plan: site {tensor!r} has no layers; remove it")
-        for quant in quants:
-            bias, reader = quant.bias_correction, layers.get(quant.name)
-            if bias is not None and reader is not None and len(bias) != reader.out_channels:
-                raise UserError(
-                    f"--plan: bias_correction of {quant.name!r} has {len(bias)} numbers, the layer "
-                    f"has {reader.out_channels} output channels"
-                )
 
 
 def _statistics(
@@ -284,7 +163,7 @@ def _statistics(
     if request.stats is not None and request.stats.exists():
         stats = load_stats(request.stats)
         check_belongs(stats, target, request.stats)
-        _check_sound(stats, target, request.stats)
+        check_sound(stats, target, request.stats)
         return _Calibration(stats, f"statistics of {request.stats}", _unused(request))
     if request.plan is not None and not request.calibration and request.stats is None:
         return _Calibration(None, "none (plan given)")
@@ -318,27 +197,6 @@ def _unused(request: QuantizeRequest) -> tuple[str, ...]:
     if not request.calibration:
         return ()
     return (f"--calib is not read: {request.stats} exists; delete it to calibrate again",)
-
-
-def _check_sound(stats: ActivationStats, target: CalibrationTarget, path: Path) -> None:
-    """Refuse statistics that are not finite or not of the sites' channels."""
-    arrays: list[tuple[str, int, AnyArray]] = []
-    for site in target.dense:
-        if (found := stats.sites.get(site.tensor)) is not None:
-            rows = [sample.values for sample in found.rows.values()]
-            arrays += [
-                (site.tensor, site.channels, array)
-                for array in (found.ranges.minimum, found.ranges.maximum, *rows)
-            ]
-    for site in target.temporal:
-        if (feature := stats.temporal.get(site.tensor)) is not None:
-            arrays.append((site.tensor, site.channels, feature.values))
-    for tensor, channels, array in arrays:
-        if array.shape[1:2] != (channels,) or not np.isfinite(array).all():
-            raise UserError(
-                f"--stats: {path} holds NaN, Inf or a wrong number of channels for {tensor!r}; "
-                "delete it and calibrate again"
-            )
 
 
 def _self_sampling(

@@ -18,7 +18,7 @@ from qvd_trt.calibrators.sources.npz_files import read_npz
 from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
 from qvd_trt.export.pipeline import ApplyOptions
-from qvd_trt.export.quantize_model import QuantizeRequest
+from qvd_trt.export.request import QuantizeRequest
 from qvd_trt.export.targets import TARGETS, FloatType, HtdqForm, choose_float_type
 
 PROVIDERS = {

@@ -11,7 +11,7 @@ from qvd_trt.tools.command_line import EXIT_OK, run_command
 from qvd_trt.tools.export_options import build_parser
 
 if TYPE_CHECKING:
-    from qvd_trt.export.quantize_model import QuantizeRequest
+    from qvd_trt.export.request import QuantizeRequest
 
 NAME = "qvd-export"
 

@@ -12,7 +12,6 @@ from qvd_trt.calibrators.arrays import AnyArray
 from qvd_trt.calibrators.collect.collector import StatisticsCollector
 from qvd_trt.calibrators.collect.request import StatisticsRequest
 from qvd_trt.calibrators.collect.temporal_sweep import TemporalSweep, training_timesteps
-from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.ort_session import CPU
 from qvd_trt.calibrators.progress import Progress
 from qvd_trt.calibrators.sites import Layer, Site
@@ -109,19 +108,6 @@ def calibrate(
         features = sweep.run(template, training_timesteps(stats.timesteps))
         stats = replace(stats, temporal={**stats.temporal, **features})
     return stats
-
-
-def check_belongs(stats: ActivationStats, target: CalibrationTarget, path: Path) -> None:
-    """Refuse statistics of another model.
-
-    Raises:
-        UserError: naming the file.
-    """
-    if stats.model_hash != target.model_hash:
-        raise UserError(
-            f"--stats: {path} belongs to another model ({stats.model_hash[:19]}..., this one is "
-            f"{target.model_hash[:19]}...); delete it or give another path"
-        )
 
 
 class _HeldOutChoice:

@@ -15,7 +15,8 @@ import pytest
 from onnx import helper
 
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
-from qvd_trt.calibrators.collect.calibrate import CalibrationTarget, calibrate, check_belongs
+from qvd_trt.calibrators.collect.cached_stats import check_belongs
+from qvd_trt.calibrators.collect.calibrate import CalibrationTarget, calibrate
 from qvd_trt.calibrators.collect.collector import StatisticsCollector
 from qvd_trt.calibrators.collect.request import (
     MAX_ROWS,

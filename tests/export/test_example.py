@@ -18,8 +18,9 @@ from qvd_trt.calibrators.progress import SilentProgress
 from qvd_trt.export.model_file import load_model, save_model
 from qvd_trt.export.passes.prepare import Prepare
 from qvd_trt.export.pipeline import ApplyOptions, apply_plan, fold_only
-from qvd_trt.export.quantize_model import QuantizeRequest, quantize_model
+from qvd_trt.export.quantize_model import quantize_model
 from qvd_trt.export.report import QuantizationReport
+from qvd_trt.export.request import QuantizeRequest
 from qvd_trt.export.targets import TARGETS, FloatType
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pandigits_unet"

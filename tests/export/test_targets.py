@@ -26,7 +26,8 @@ from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
 from qvd_trt.export.graph.layers import find_layers
 from qvd_trt.export.model_file import load_model, save_model
 from qvd_trt.export.pipeline import ApplyOptions, apply_plan
-from qvd_trt.export.quantize_model import QuantizeRequest, quantize_model
+from qvd_trt.export.quantize_model import quantize_model
+from qvd_trt.export.request import QuantizeRequest
 from qvd_trt.export.targets import (
     TARGETS,
     FloatType,

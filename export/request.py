@@ -1,0 +1,64 @@
+"""What one export is asked to do, and where its files lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qvd_trt.calibrators.bits import W8A8, Bits
+from qvd_trt.calibrators.ort_session import CPU
+from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
+from qvd_trt.export.pipeline import ApplyOptions
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeRequest:
+    """Everything the user asked for.
+
+    Attributes:
+        model: The float model.
+        output: The QDQ model to write.
+        apply: Target, type and form of the output.
+        bits: Widths; ignored with a plan.
+        algorithm: Name in ``ALGORITHMS``; ignored with a plan.
+        temporal_quantizer: Name in ``CODEBOOKS``, ``float``, or None for the algorithm's own.
+        calibration: Files with calibration calls; empty to sample them from the model.
+        sampling: How to sample when there are no files.
+        training_timesteps: Whether strictly temporal sites are calibrated on all training
+            timesteps; None for only when the sampler is not known, that is, with files.
+        stats: Cache file of statistics: read when it exists, else written.
+        plan: A plan to apply instead of solving one.
+        timestep_input: Name of the timestep input, or None to find it.
+        latent_input: Name of the latent input, or None to find it.
+        keep: Patterns of layers to keep float.
+        min_sqnr: Layers below this SQNR (dB) stay float.
+        providers: ONNX Runtime execution providers for calibration.
+    """
+
+    model: Path
+    output: Path
+    apply: ApplyOptions
+    bits: Bits = W8A8
+    algorithm: str = "qvd"
+    temporal_quantizer: str | None = None
+    calibration: Sequence[Path] = ()
+    sampling: SelfSamplingOptions = field(default_factory=SelfSamplingOptions)
+    training_timesteps: bool | None = None
+    stats: Path | None = None
+    plan: Path | None = None
+    timestep_input: str | None = None
+    latent_input: str | None = None
+    keep: Sequence[str] = ()
+    min_sqnr: float | None = None
+    providers: Sequence[str] = CPU
+
+
+def plan_path(output: Path) -> Path:
+    """Where the plan of an output lies: ``model.w8a8.onnx`` -> ``model.w8a8.plan.json``."""
+    return output.with_suffix(".plan.json")
+
+
+def report_path(output: Path) -> Path:
+    """Where the report of an output lies: ``model.w8a8.onnx`` -> ``model.w8a8.report.json``."""
+    return output.with_suffix(".report.json")
