@@ -69,7 +69,7 @@ def _check_format(top: JsonField) -> None:
     if type(found) is not int or found != PLAN_FORMAT:
         raise UserError(
             f"{top.file}: format must be {PLAN_FORMAT}, found {found!r}; it is no plan of this "
-            "version, make it again with --save-plan"
+            "version, solve it again without --plan"
         )
 
 

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from qvd_trt.calibrators.arrays import AnyArray
 from qvd_trt.calibrators.bits import Bits
 from qvd_trt.calibrators.ort_session import open_session
 from qvd_trt.calibrators.plan import DensePlan, QuantPlan
@@ -178,13 +179,19 @@ def test_hand_made_net_holds_every_form(hand_made: Calibrated) -> None:
     assert [q.name for site in plan.temporal for q in site.layers] == ["time_proj_1", "time_proj_2"]
 
 
+def typical_miss(reference: AnyArray, output: AnyArray) -> float:
+    """The error that 90 % of the elements stay below, in standard deviations of the reference."""
+    return float(np.quantile(np.abs(output - reference), 0.9) / reference.std())
+
+
 class TestNegativeControls:
     """The same file against the oracle of another plan."""
 
     def test_right_plan(self, hand_made: Calibrated, found: Emitted) -> None:
         assert_agrees(agreement(hand_made, hand_made.plan, found, hand_made.feeds()))
-        # This net is shallow: it agrees even where each side goes on with its own codes.
-        assert sqnr(free_run(hand_made, hand_made.plan), found.output) > 60
+        # This net is shallow: where each side goes on with its own codes, a tie that falls the
+        # other way touches a few outputs, and all others agree.
+        assert typical_miss(free_run(hand_made, hand_made.plan), found.output) < 1e-4
 
     @pytest.mark.parametrize("tensor", ["scattered_out", "group_norm_add_out", "layer_norm_out"])
     def test_other_activation_scale(
@@ -197,7 +204,9 @@ class TestNegativeControls:
         for layer in layers:
             assert wrong.equal[layer] < 0.9
             assert wrong.miss[layer] > 2
-        assert sqnr(free_run(hand_made, plan), found.output) < 50
+        free = free_run(hand_made, plan)
+        assert sqnr(free, found.output) < 50
+        assert typical_miss(free, found.output) > 1e-3
 
     def test_other_shift(self, hand_made: Calibrated, tmp_path: Path) -> None:
         right = hand_made.replanned("shift", Bits.parse("w8a8"))

@@ -27,7 +27,7 @@ CODEBOOKS: Mapping[str, CodebookBuilder] = MappingProxyType(
         "hidi": build_hidi,
     }
 )
-"""The constructions of ``--temporal-quantizer``, by name."""
+"""The constructions of ``--temporal``, by name."""
 
 DEFAULT_CODEBOOK = "hidi"
 
