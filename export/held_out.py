@@ -9,8 +9,8 @@ import numpy as np
 
 from qvd_trt.calibrators.ort_session import open_session
 from qvd_trt.calibrators.progress import Progress
+from qvd_trt.calibrators.sqnr import output_sqnr
 from qvd_trt.calibrators.stats import HeldOutCall
-from qvd_trt.calibrators.temporal.solve_site import output_sqnr
 from qvd_trt.export.report import HeldOutScore
 
 

@@ -11,6 +11,7 @@ from qvd_trt.calibrators.bits import FLOAT_BITS, Bits
 from qvd_trt.calibrators.plan import Codebook, LayerQuant, TemporalPlan
 from qvd_trt.calibrators.quantizers.weight_grid import fake_quantized, mse_grid
 from qvd_trt.calibrators.sites import Layer, Site
+from qvd_trt.calibrators.sqnr import output_sqnr
 from qvd_trt.calibrators.stats import TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
 from qvd_trt.calibrators.temporal.td_score import td_score
@@ -48,13 +49,6 @@ def solve_temporal_site(
         td_score_before=_score(feature, baseline),
         td_score_after=_score(feature, codebook),
     )
-
-
-def output_sqnr(reference: Float32Array, output: Float32Array) -> float:
-    """SQNR in dB of two arrays of equal shape."""
-    signal = np.square(reference, dtype=np.float64).sum()
-    noise = np.square(output - reference, dtype=np.float64).sum()
-    return float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)))
 
 
 def _score(feature: TemporalFeatures, codebook: Codebook) -> float:

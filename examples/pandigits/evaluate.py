@@ -20,8 +20,8 @@ from examples.pandigits.onnx_sampling import (
     GUIDANCE,
     ClipSampler,
     balanced_labels,
-    open_session,
 )
+from qvd_trt.calibrators.ort_session import open_session
 
 
 def main() -> None:

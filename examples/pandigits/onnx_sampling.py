@@ -11,8 +11,8 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
+from qvd_trt.calibrators.ort_session import open_session
 from qvd_trt.calibrators.sources.samplers import Sampler, SamplerOptions, build_sampler
 
 Float32Array = npt.NDArray[np.float32]
@@ -52,11 +52,6 @@ def pandigits_sampler(steps: int = STEPS) -> Sampler:
         spacing="trailing",
     )
     return build_sampler("ddim", options)
-
-
-def open_session(path: Path) -> ort.InferenceSession:
-    """An ONNX Runtime session on the CPU."""
-    return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 class ClipSampler:
