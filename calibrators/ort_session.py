@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -11,6 +13,11 @@ import onnxruntime as ort
 from qvd_trt.calibrators.errors import UserError
 
 CPU = ("CPUExecutionProvider",)
+CUDA = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+# TF32 would round every product of the float model to 10 bits, in the statistics too.
+_OPTIONS: Mapping[str, Mapping[str, str]] = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+_EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def open_session(
@@ -33,7 +40,7 @@ def open_session(
             Runtime may run readers that feed nothing (our probes) last and keep their inputs.
 
     Raises:
-        UserError: ONNX Runtime cannot load the model.
+        UserError: ONNX Runtime cannot load the model, or the first provider does not start.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -42,19 +49,37 @@ def open_session(
     if bounded_memory:
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         options.enable_mem_pattern = False
-    available = [name for name in providers if name in ort.get_available_providers()]
-    if not available:
-        raise UserError(
-            f"ONNX Runtime has none of the providers {list(providers)}; use --provider cpu"
-        )
+    wanted = [(name, dict(_OPTIONS.get(name, {}))) for name in providers]
+    if providers[0] not in ort.get_available_providers():
+        raise _not_started(providers[0])
+    if providers[0] == CUDA[0]:
+        _load_cuda()
     try:
         if isinstance(model, Path):
-            return ort.InferenceSession(str(model), options, providers=available)
-        if data_folder is not None:
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", str(data_folder.resolve())
-            )
-        return ort.InferenceSession(model.SerializeToString(), options, providers=available)
+            source: str | bytes = str(model)
+        else:
+            source = model.SerializeToString()
+            if data_folder is not None:
+                options.add_session_config_entry(_EXTERNAL_DATA_FOLDER, str(data_folder.resolve()))
+        session = ort.InferenceSession(source, options, providers=wanted)
     except Exception as error:  # ONNX Runtime raises classes of no common base
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"ONNX Runtime cannot load the model: {reason}") from error
+    # ONNX Runtime warns and goes on without a provider that does not start.
+    if providers[0] not in session.get_providers():
+        raise _not_started(providers[0])
+    return session
+
+
+def _load_cuda() -> None:
+    """Find the CUDA libraries that pip installed; what fails shows in the session's providers."""
+    ort.set_default_logger_severity(4)
+    with contextlib.redirect_stdout(io.StringIO()):
+        ort.preload_dlls()
+
+
+def _not_started(provider: str) -> UserError:
+    return UserError(
+        f"ONNX Runtime's {provider} does not start here: it needs an NVIDIA GPU and the "
+        "CUDA libraries (pip install 'onnxruntime-gpu[cuda,cudnn]'); or use --provider cpu"
+    )

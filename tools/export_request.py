@@ -8,23 +8,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
-from qvd_trt.calibrators.arrays import AnyArray
 from qvd_trt.calibrators.bits import W8A8, Bits
 from qvd_trt.calibrators.errors import UserError
+from qvd_trt.calibrators.ort_session import CPU, CUDA
 from qvd_trt.calibrators.plan_file import load_plan
 from qvd_trt.calibrators.solve import TEMPORAL_FLOAT
-from qvd_trt.calibrators.sources.input_shapes import parse_shapes
-from qvd_trt.calibrators.sources.npz_files import read_npz
-from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
 from qvd_trt.export.pipeline import ApplyOptions
 from qvd_trt.export.request import QuantizeRequest
 from qvd_trt.export.targets import TARGETS, FloatType, HtdqForm, choose_float_type
+from qvd_trt.tools.sampling_options import read_sampling
 
-PROVIDERS = {
-    "cpu": ("CPUExecutionProvider",),
-    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
-}
+PROVIDERS = {"cpu": CPU, "cuda": CUDA}
 
 
 def read_request(options: argparse.Namespace) -> QuantizeRequest:
@@ -51,7 +46,7 @@ def read_request(options: argparse.Namespace) -> QuantizeRequest:
         algorithm=algorithm,
         temporal_quantizer=temporal,
         calibration=tuple(options.calib),
-        sampling=_sampling(options),
+        sampling=read_sampling(options),
         training_timesteps={"auto": None, "calibration": False, "training": True}[
             options.temporal_timesteps
         ],
@@ -70,23 +65,6 @@ def _default_output(options: argparse.Namespace, bits: Bits) -> Path:
     if options.plan is not None:
         bits = load_plan(options.plan).bits
     return model.with_suffix(f".{bits}.onnx")
-
-
-def _sampling(options: argparse.Namespace) -> SelfSamplingOptions:
-    given: dict[str, AnyArray] | None = read_npz(options.inputs) if options.inputs else None
-    return SelfSamplingOptions(
-        sampler=options.sampler or "ddim",
-        prediction=options.prediction,
-        schedule=options.schedule,
-        spacing=options.spacing,
-        shift=options.shift,
-        steps=options.steps,
-        samples=options.samples,
-        guidance=options.guidance,
-        seed=options.seed,
-        extra_inputs=given,
-        shapes=parse_shapes(options.shapes),
-    )
 
 
 def _known(option: str, name: str | None, names: Iterable[str]) -> str | None:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.gpu import has_gpu
 from tests.models.small_unet import write_small_unet
 from tests.tools.command import FAST, Command
 
@@ -188,3 +189,8 @@ def edit(stats: Path, name: str, change: object) -> None:
     arrays[name] = change(arrays[name])  # type: ignore[operator]
     np.savez(stats, **arrays)
     assert json.loads(str(arrays["header"]))
+
+
+@pytest.mark.skipif(has_gpu(), reason="there is a GPU")
+def test_no_gpu(command: Command) -> None:
+    assert "use --provider cpu" in command.refused("model.onnx", *FAST, "--provider", "cuda")

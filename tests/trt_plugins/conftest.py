@@ -10,6 +10,7 @@ import pytest
 
 from qvd_trt.trt_plugins import build
 from qvd_trt.trt_plugins.errors import PluginError
+from tests.gpu import has_gpu
 
 SOURCES = build.SOURCES
 
@@ -38,7 +39,7 @@ def nvcc() -> Path:
 @pytest.fixture(scope="session")
 def gpu() -> None:
     """Skips without an NVIDIA GPU."""
-    if not _has_gpu():
+    if not has_gpu():
         pytest.skip("needs an NVIDIA GPU")
 
 
@@ -76,13 +77,8 @@ def plugin(nvcc: Path, tmp_path_factory: pytest.TempPathFactory) -> BuiltPlugin:
     folder = tmp_path_factory.mktemp("plugin")
     request = build.BuildRequest(
         output=folder,
-        architectures=["native" if _has_gpu() else "75-real"],
+        architectures=["native" if has_gpu() else "75-real"],
         definitions={"QVD_TRT_TESTS": "ON", "CMAKE_RUNTIME_OUTPUT_DIRECTORY": str(folder)},
     )
     library = build.build_library(request)
     return BuiltPlugin(library, folder / "plugin_driver", build.find_headers())
-
-
-def _has_gpu() -> bool:
-    smi = shutil.which("nvidia-smi")
-    return smi is not None and subprocess.run([smi, "-L"], capture_output=True).returncode == 0
