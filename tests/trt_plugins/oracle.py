@@ -49,6 +49,12 @@ def skewed_table(size: int) -> Table:
     return Table(levels, np.sort(thresholds))
 
 
+def tied_table(size: int) -> Table:
+    """Every other threshold equals its neighbour, at steps that 16-bit types have."""
+    thresholds = (np.arange(size - 1) // 2 - size // 4).astype(np.float32) / np.float32(8)
+    return Table(np.linspace(-3.7, 5.3, size, dtype=np.float32), thresholds)
+
+
 def extreme_table() -> Table:
     """Subnormal and huge numbers, equal thresholds, negative zero."""
     top = np.finfo(np.float32).max

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from tests.trt_plugins.oracle import (
+    DTYPES,
     SIZES,
     Float32Array,
     Table,
@@ -19,6 +20,7 @@ from tests.trt_plugins.oracle import (
     bits_of,
     extreme_table,
     skewed_table,
+    tied_table,
 )
 
 LookUp = Callable[[Table, Float32Array], Float32Array]
@@ -50,9 +52,20 @@ def test_extreme_thresholds(look_up: LookUp) -> None:
 
 def test_every_number_of_levels(look_up: LookUp) -> None:
     for size in range(2, 257):
-        table = skewed_table(size)
-        x = adversarial_values(table, seed=size)[-1000 - 3 * size :]
-        np.testing.assert_array_equal(look_up(table, x), table(x), err_msg=f"{size} levels")
+        for table in (skewed_table(size), tied_table(size)):
+            x = adversarial_values(table, seed=size)
+            np.testing.assert_array_equal(look_up(table, x), table(x), err_msg=f"{size} levels")
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("size", SIZES)
+def test_tiles_with_equal_ends_are_constant(look_up: LookUp, size: int, dtype: str) -> None:
+    """What the kernel's table of all 16-bit numbers is made by: a tile is 64 numbers."""
+    table = skewed_table(size)
+    y = look_up(table, all_values(DTYPES[dtype]).astype(np.float32)).reshape(-1, 64)
+    has_equal_ends = y[:, 0] == y[:, -1]
+    assert (y[has_equal_ends] == y[has_equal_ends, :1]).all()
+    assert 0 < (~has_equal_ends).sum() < size + 2
 
 
 @pytest.mark.parametrize("size", [4, 16, 200, 256])

@@ -1,85 +1,20 @@
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <algorithm>
-#include <type_traits>
 
 #include "htdq_kernel.h"
+#include "htdq_lookup.cuh"
+#include "htdq_search.cuh"
 
 namespace qvd {
 namespace {
 
 constexpr int32_t kThreads = 256;
-constexpr int32_t kBlocksPerMultiprocessor = 8;
-constexpr uintptr_t kVectorBytes = 16;
-
-__device__ inline float widen(float x) {
-    return x;
-}
-__device__ inline float widen(__half x) {
-    return __half2float(x);
-}
-__device__ inline float widen(__nv_bfloat16 x) {
-    return __bfloat162float(x);
-}
-
-template <typename T>
-__device__ T narrow(float x);
-template <>
-__device__ inline float narrow(float x) {
-    return x;
-}
-template <>
-__device__ inline __half narrow(float x) {
-    return __float2half_rn(x);
-}
-template <>
-__device__ inline __nv_bfloat16 narrow(float x) {
-    return __float2bfloat16_rn(x);
-}
-
-// kWidth values that are loaded and stored with one instruction.
-template <typename T, int32_t kWidth>
-union Vector {
-    std::conditional_t<kWidth == 1, T, uint4> word;
-    T lane[kWidth];
-    __device__ Vector() {}
-};
-
-// Every thread searches kWidth values at once, which hides the latency of shared memory.
-template <typename T, int32_t kWidth>
-__device__ Vector<T, kWidth> look_up(float const* tree, T const* levels, int32_t depth,
-                                     Vector<T, kWidth> x) {
-    float value[kWidth];
-    int32_t node[kWidth];
-#pragma unroll
-    for (int32_t i = 0; i < kWidth; ++i) {
-        value[i] = widen(x.lane[i]);
-        node[i] = 1;
-    }
-    for (int32_t step = 0; step < depth; ++step) {
-#pragma unroll
-        for (int32_t i = 0; i < kWidth; ++i) {
-            node[i] = htdq_step(tree, node[i], value[i]);
-        }
-    }
-    Vector<T, kWidth> y;
-#pragma unroll
-    for (int32_t i = 0; i < kWidth; ++i) {
-        y.lane[i] = levels[node[i] - (1 << depth)];
-    }
-    return y;
-}
+static_assert(kThreads >= kMaxLevels, "copy_cells");
 
 template <typename T, int32_t kWidth>
 __global__ void __launch_bounds__(kThreads)
     htdq_kernel(__grid_constant__ HtdqTable const table, T const* x, T* y, int64_t count) {
-    __shared__ float tree[kMaxLevels];
-    __shared__ T levels[kMaxLevels];
-    for (int32_t i = threadIdx.x; i < (1 << table.depth); i += kThreads) {
-        tree[i] = table.tree[i];
-        levels[i] = narrow<T>(table.levels[i]);
-    }
+    __shared__ float cells[2 * kMaxLevels];
+    copy_cells(table, cells);
     __syncthreads();
 
     int64_t const first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -90,52 +25,115 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t i = first; i < vectors; i += stride) {
         Vector<T, kWidth> value;
         value.word = x_vectors[i].word;
-        y_vectors[i].word = look_up(tree, levels, table.depth, value).word;
+        y_vectors[i].word = look_up(cells, table.depth, value).word;
     }
     // Fewer than kWidth values are left, and the grid has at least kThreads threads.
     int64_t const last = vectors * kWidth + first;
     if (last < count) {
-        y[last] = levels[htdq_index(tree, table.depth, widen(x[last]))];
+        y[last] = narrow<T>(htdq_level(htdq_search(cells, table.depth, widen(x[last]))));
     }
+}
+
+// The current device, as far as the launch depends on it.
+struct Device {
+    int32_t multiprocessors;
+    int32_t shared_bytes;
+};
+
+cudaError_t find_device(Device& device) {
+    int32_t id = 0;
+    cudaError_t error = cudaGetDevice(&id);
+    auto const find = [&](int32_t& value, cudaDeviceAttr attribute) {
+        error = error == cudaSuccess ? cudaDeviceGetAttribute(&value, attribute, id) : error;
+    };
+    find(device.multiprocessors, cudaDevAttrMultiProcessorCount);
+    find(device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    return error;
+}
+
+// The four arguments of all kernels.
+struct Arguments {
+    HtdqTable table;
+    void const* x;
+    void* y;
+    int64_t count;
+};
+
+cudaError_t launch(void const* kernel, int32_t blocks, int32_t threads, size_t shared_bytes,
+                   Arguments& arguments, cudaStream_t stream) {
+    void* pointers[] = {&arguments.table, &arguments.x, &arguments.y, &arguments.count};
+    dim3 const grid(static_cast<uint32_t>(blocks));
+    dim3 const block(static_cast<uint32_t>(threads));
+    return cudaLaunchKernel(kernel, grid, block, pointers, shared_bytes, stream);
 }
 
 template <typename T, int32_t kWidth>
-cudaError_t launch(HtdqTable table, void const* x, void* y, int64_t count, cudaStream_t stream) {
-    int32_t device = 0;
-    int32_t multiprocessors = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error != cudaSuccess) {
-        return error;
-    }
-    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    if (error != cudaSuccess) {
-        return error;
-    }
-    int64_t const wanted = (count / kWidth + kThreads - 1) / kThreads;
-    int64_t const most = static_cast<int64_t>(multiprocessors) * kBlocksPerMultiprocessor;
-    dim3 const blocks(static_cast<uint32_t>(std::clamp<int64_t>(wanted, 1, most)));
-    void* arguments[] = {&table, &x, &y, &count};
+cudaError_t launch_search(Device const& device, Arguments& arguments, cudaStream_t stream) {
     auto const* const kernel = reinterpret_cast<void const*>(&htdq_kernel<T, kWidth>);
-    return cudaLaunchKernel(kernel, blocks, dim3(kThreads), arguments, 0, stream);
+    int64_t const wanted = (arguments.count / kWidth + kThreads - 1) / kThreads;
+    int32_t resident = 1;  // blocks at a time on one multiprocessor
+    if (wanted > device.multiprocessors) {
+        cudaError_t const error =
+            cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, 0);
+        if (error != cudaSuccess) {
+            return error;
+        }
+    }
+    int64_t const most = int64_t{device.multiprocessors} * resident;
+    auto const blocks = static_cast<int32_t>(std::clamp<int64_t>(wanted, 1, most));
+    return launch(kernel, blocks, kThreads, 0, arguments, stream);
 }
 
 template <typename T>
-cudaError_t launch_aligned(HtdqTable const& table, void const* x, void* y, int64_t count,
-                           cudaStream_t stream) {
-    auto const addresses = reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(y);
+cudaError_t launch_lookup(Device const& device, Arguments& arguments, cudaStream_t stream) {
+    auto const* const kernel = reinterpret_cast<void const*>(&htdq_lookup_kernel<T>);
+    cudaError_t const error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kLookupBytes);
+    if (error != cudaSuccess) {
+        return error;
+    }
+    return launch(kernel, device.multiprocessors, kLookupThreads, kLookupBytes, arguments, stream);
+}
+
+// A block that tabulates all numbers of a 16-bit type should look up at least twice as many values.
+bool is_lookup_faster(Device const& device, int64_t count) {
+    return count >= int64_t{device.multiprocessors} * 2 * kLookupNumbers;
+}
+
+template <typename T>
+cudaError_t launch_typed(Arguments& arguments, HtdqMethod method, cudaStream_t stream) {
+    auto const addresses =
+        reinterpret_cast<uintptr_t>(arguments.x) | reinterpret_cast<uintptr_t>(arguments.y);
     if (addresses % sizeof(T) != 0) {
         return cudaErrorMisalignedAddress;
     }
-    if (addresses % kVectorBytes != 0) {
-        return launch<T, 1>(table, x, y, count, stream);
+    Device device{};
+    cudaError_t const error = find_device(device);
+    if (error != cudaSuccess) {
+        return error;
     }
-    return launch<T, kVectorBytes / sizeof(T)>(table, x, y, count, stream);
+    bool const is_aligned = addresses % kVectorBytes == 0;
+    if constexpr (sizeof(T) == 2) {
+        bool const is_possible =
+            is_aligned && device.shared_bytes >= kLookupBytes + kLookupCellBytes;
+        bool const is_wanted =
+            method == HtdqMethod::kLookup ||
+            (method == HtdqMethod::kFastest && is_lookup_faster(device, arguments.count));
+        if (is_possible && is_wanted) {
+            return launch_lookup<T>(device, arguments, stream);
+        }
+    }
+    if (method == HtdqMethod::kLookup) {
+        return cudaErrorNotSupported;
+    }
+    return is_aligned ? launch_search<T, kVectorBytes / sizeof(T)>(device, arguments, stream)
+                      : launch_search<T, 1>(device, arguments, stream);
 }
 
 }  // namespace
 
 cudaError_t htdq_launch(HtdqTable const& table, HtdqType type, void const* x, void* y,
-                        int64_t count, cudaStream_t stream) noexcept {
+                        int64_t count, cudaStream_t stream, HtdqMethod method) noexcept {
     if (count == 0) {
         return cudaSuccess;
     }
@@ -143,13 +141,14 @@ cudaError_t htdq_launch(HtdqTable const& table, HtdqType type, void const* x, vo
     if (count < 0 || x == nullptr || y == nullptr || !table_is_valid) {
         return cudaErrorInvalidValue;
     }
+    Arguments arguments{table, x, y, count};
     switch (type) {
         case HtdqType::kFloat32:
-            return launch_aligned<float>(table, x, y, count, stream);
+            return launch_typed<float>(arguments, method, stream);
         case HtdqType::kFloat16:
-            return launch_aligned<__half>(table, x, y, count, stream);
+            return launch_typed<__half>(arguments, method, stream);
         case HtdqType::kBFloat16:
-            return launch_aligned<__nv_bfloat16>(table, x, y, count, stream);
+            return launch_typed<__nv_bfloat16>(arguments, method, stream);
     }
     return cudaErrorInvalidValue;
 }

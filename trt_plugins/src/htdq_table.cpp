@@ -3,6 +3,18 @@
 #include <limits>
 
 namespace qvd {
+namespace {
+
+// The number that the `depth` bits of the cell make when read backwards.
+int32_t rank_of(int32_t cell, int32_t depth) noexcept {
+    int32_t rank = 0;
+    for (int32_t bit = 0; bit < depth; ++bit) {
+        rank = 2 * rank + (cell >> bit & 1);
+    }
+    return rank;
+}
+
+}  // namespace
 
 HtdqTable make_htdq_table(float const* levels, float const* thresholds, int32_t n_levels) noexcept {
     HtdqTable table{};
@@ -10,18 +22,12 @@ HtdqTable make_htdq_table(float const* levels, float const* thresholds, int32_t 
     while ((1 << table.depth) < n_levels) {
         ++table.depth;
     }
-    // Row r of the tree holds 2^r nodes; node p of it splits at the odd multiple 2p + 1 of the
-    // row's half width, counted in levels.
-    for (int32_t row = 0; row < table.depth; ++row) {
-        int32_t const half_width = 1 << (table.depth - row - 1);
-        for (int32_t p = 0; p < (1 << row); ++p) {
-            int32_t const below = (2 * p + 1) * half_width - 1;
-            table.tree[(1 << row) + p] =
-                below < n_levels - 1 ? thresholds[below] : std::numeric_limits<float>::infinity();
-        }
-    }
-    for (int32_t i = 0; i < (1 << table.depth); ++i) {
-        table.levels[i] = levels[i < n_levels ? i : n_levels - 1];
+    table.cells[kMaxLevels] = levels[0];  // nothing is below the first level
+    for (int32_t cell = 1; cell < (1 << table.depth); ++cell) {
+        int32_t const rank = rank_of(cell, table.depth);
+        bool const exists = rank < n_levels;
+        table.cells[cell] = exists ? thresholds[rank - 1] : std::numeric_limits<float>::infinity();
+        table.cells[kMaxLevels + cell] = levels[exists ? rank : n_levels - 1];
     }
     return table;
 }

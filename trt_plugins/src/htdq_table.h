@@ -26,31 +26,38 @@ constexpr int32_t kMaxDepth = 8;
 
 // A codebook laid out for a branch-free search of `depth` steps, the same for every input.
 //
-// The thresholds are nodes of a binary tree in breadth-first order: node 1 is the middle threshold,
-// nodes 2n and 2n + 1 are the halves left and right of node n. The sorted array would put the nodes
-// of one step a power of two apart, all on the same shared-memory banks; here they are neighbours.
+// Cell i < 2^depth holds a threshold, and cell kMaxLevels + i the level above it, both of the rank
+// that i's `depth` bits, read backwards, make. The thresholds are then a binary tree, breadth
+// first: step k compares with one of the 2^k neighbours from cell 2^k on, where a sorted array
+// would have them a power of two apart, all on the same shared-memory banks; and a step to the
+// right adds 2^k, because bit k of the cell is the rank's next lower bit.
 // Trivially copyable and 2052 bytes, so that it travels as a kernel parameter.
 struct HtdqTable {
-    int32_t depth;             // the least depth with 2^depth >= number of levels
-    float tree[kMaxLevels];    // [1, 2^depth): thresholds; missing ones are +Inf; 0 is not used
-    float levels[kMaxLevels];  // [0, 2^depth): levels; the last one repeated
+    int32_t depth;                // the least depth with 2^depth >= number of levels
+    float cells[2 * kMaxLevels];  // missing thresholds are +Inf, missing levels the last one
 };
 
 // Lays out 2 to 256 levels and the thresholds between them (one fewer, ascending, finite).
 HtdqTable make_htdq_table(float const* levels, float const* thresholds, int32_t n_levels) noexcept;
 
-// One step of the search, down from a node that starts at 1.
-QVD_HOST_DEVICE inline int32_t htdq_step(float const* tree, int32_t node, float x) {
-    return 2 * node + static_cast<int32_t>(!(x <= tree[node]));
+// Step `step` of the search, which starts at the first cell: towards the threshold below x.
+QVD_HOST_DEVICE inline float const* htdq_step(float const* cell, int32_t step, float x) {
+    int32_t const row = 1 << step;
+    return x <= cell[row] ? cell : cell + row;
 }
 
-// Index of the level of x. NaN and what is above all thresholds may get a repeated last level.
-QVD_HOST_DEVICE inline int32_t htdq_index(float const* tree, int32_t depth, float x) {
-    int32_t node = 1;
+// The level at the end of the search.
+QVD_HOST_DEVICE inline float htdq_level(float const* cell) {
+    return cell[kMaxLevels];
+}
+
+// NaN and what is above all thresholds may end at different cells, all with the last level.
+QVD_HOST_DEVICE inline float const* htdq_search(float const* cells, int32_t depth, float x) {
+    float const* cell = cells;
     for (int32_t step = 0; step < depth; ++step) {
-        node = htdq_step(tree, node, x);
+        cell = htdq_step(cell, step, x);
     }
-    return node - (1 << depth);
+    return cell;
 }
 
 }  // namespace qvd

@@ -4,8 +4,9 @@
 //
 // Each line of CASES is `TYPE LEVELS THRESHOLDS X Y OFFSET MODE`: TYPE is fp32, fp16 or bf16, the
 // files are raw, OFFSET moves both device buffers by that many values off their alignment, MODE is
-// `stream`, `inplace` or `graph` (captured and replayed). Y is written with the poisoned values
-// around it, kGuard before and after, so that stray writes are seen.
+// `stream`, `inplace`, `graph` (captured and replayed) or `lookup` (by that method). Y is written
+// with the poisoned values around it, kGuard before and after, so that stray writes are seen.
+// Exits with 3 where the GPU does not support the method.
 
 #include <cstdint>
 #include <cstdio>
@@ -22,6 +23,7 @@ namespace {
 
 constexpr size_t kGuard = 64;
 constexpr int kPoison = 0xA5;
+constexpr int kUnsupported = 3;
 
 struct Case {
     std::string type, levels, thresholds, x, y, mode;
@@ -55,7 +57,8 @@ void replay_captured(qvd::HtdqTable const& table, qvd::HtdqType type, void const
     check(cudaGraphDestroy(graph), "destroy");
 }
 
-void run(Case const& c, cudaStream_t stream) {
+// False where the GPU does not support the case.
+bool run(Case const& c, cudaStream_t stream) {
     qvd::HtdqType const type = c.type == "fp32"   ? qvd::HtdqType::kFloat32
                                : c.type == "fp16" ? qvd::HtdqType::kFloat16
                                                   : qvd::HtdqType::kBFloat16;
@@ -78,11 +81,18 @@ void run(Case const& c, cudaStream_t stream) {
     if (c.mode == "graph") {
         replay_captured(table, type, from, to, count, stream);
     } else {
-        check(qvd::htdq_launch(table, type, from, to, count, stream), "htdq_launch");
+        qvd::HtdqMethod const method =
+            c.mode == "lookup" ? qvd::HtdqMethod::kLookup : qvd::HtdqMethod::kFastest;
+        cudaError_t const error = qvd::htdq_launch(table, type, from, to, count, stream, method);
+        if (error == cudaErrorNotSupported) {
+            return false;
+        }
+        check(error, "htdq_launch");
     }
     check(cudaStreamSynchronize(stream), "kernel");
     check(cudaMemcpy(y.data(), to - kGuard * size, y.size(), cudaMemcpyDeviceToHost), "copy out");
     files::write(c.y, y);
+    return true;
 }
 
 }  // namespace
@@ -101,7 +111,9 @@ int main(int argc, char** argv) {
             Case c;
             std::istringstream(line) >> c.type >> c.levels >> c.thresholds >> c.x >> c.y >>
                 c.offset >> c.mode;
-            run(c, stream);
+            if (!run(c, stream)) {
+                return kUnsupported;
+            }
         }
         check(cudaStreamDestroy(stream), "stream");
     } catch (std::exception const& error) {

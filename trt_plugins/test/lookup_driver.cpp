@@ -27,7 +27,7 @@ int main(int argc, char** argv) {
         }
         qvd::HtdqTable const& table = codebook.table;
         for (float& value : values) {
-            value = table.levels[qvd::htdq_index(table.tree, table.depth, value)];
+            value = qvd::htdq_level(qvd::htdq_search(table.cells, table.depth, value));
         }
         files::write(argv[4], values);
     } catch (std::exception const& error) {
