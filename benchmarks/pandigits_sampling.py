@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from examples.pandigits.onnx_sampling import (
     CLIP_SHAPE,
@@ -17,6 +17,10 @@ from qvd_trt.calibrators.arrays import AnyArray, Float32Array
 from qvd_trt.calibrators.ort_session import open_session
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "pandigits_unet"
+DATA_RANGE = 2.0
+
+Predict = Callable[[Mapping[str, AnyArray]], Float32Array]
+"""One call of a denoiser: inputs by graph name to the prediction, float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +57,46 @@ def condition_tokens(labels: AnyArray) -> tuple[Float32Array, Float32Array]:
     return conditional, np.broadcast_to(null, conditional.shape).astype(np.float32)
 
 
-def sample_clips(model: Path, request: ClipRequest) -> Float32Array:
+def onnx_predict(model: Path) -> Predict:
+    """The denoiser in ONNX Runtime, its Q/DQ nodes executed as written."""
+    session = open_session(model, faithful_qdq=True)
+
+    def predict(feed: Mapping[str, AnyArray]) -> Float32Array:
+        prediction: Float32Array = session.run(None, dict(feed))[0]
+        return prediction
+
+    return predict
+
+
+def sample_clips(predict: Predict, request: ClipRequest) -> Float32Array:
     """Denoise every clip with the deterministic DDIM sampler of the example.
 
     Returns:
         ``[N, 3, 16, 32, 32]`` float32, clipped to [-1, 1].
     """
-    session = open_session(model, faithful_qdq=True)
     conditional, unconditional = condition_tokens(request.labels)
     generator = np.random.default_rng(request.seed)
     shape = (len(request.labels), *CLIP_SHAPE)
     noise = generator.standard_normal(shape).astype(np.float32)
     clips = [
-        _denoise(session, noise[at], conditional[at], unconditional[at], request)
+        _denoise(predict, noise[at], conditional[at], unconditional[at], request)
         for at in np.array_split(
             np.arange(len(noise)), max(1, int(np.ceil(len(noise) / request.batch)))
         )
     ]
     return np.clip(np.concatenate(clips), -1, 1)
+
+
+def paired_psnr(reference: Float32Array, clips: Float32Array) -> Float32Array:
+    """``10 log10(range^2 / mse)`` of each clip, ``[N]`` dB."""
+    error = np.square(clips - reference, dtype=np.float64).mean(axis=(1, 2, 3, 4))
+    psnr: Float32Array = 10 * np.log10(DATA_RANGE**2 / np.maximum(error, 1e-12))
+    return psnr
+
+
+def confidence_interval(psnr: Float32Array) -> float:
+    """Half width of the 95 % confidence interval of the mean, dB."""
+    return float(1.96 * psnr.std(ddof=1) / np.sqrt(len(psnr)))
 
 
 def classifier_accuracy(clips: Float32Array, labels: AnyArray) -> dict[str, float]:
@@ -84,7 +110,7 @@ def classifier_accuracy(clips: Float32Array, labels: AnyArray) -> dict[str, floa
 
 
 def _denoise(
-    session: ort.InferenceSession,
+    predict: Predict,
     state: Float32Array,
     conditional: Float32Array,
     unconditional: Float32Array,
@@ -97,12 +123,12 @@ def _denoise(
         sample = sampler.scale_input(state, index)
         if guided:
             sample = np.concatenate([sample, sample])
-        feed = {
+        feed: dict[str, AnyArray] = {
             "sample": sample,
             "timestep": np.full(len(sample), timestep, np.int64),
             "encoder_hidden_states": tokens,
         }
-        (prediction,) = session.run(None, feed)
+        prediction = predict(feed)
         if guided:
             with_condition, without = np.split(prediction, 2)
             prediction = without + np.float32(request.guidance) * (with_condition - without)

@@ -18,18 +18,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.pandigits_sampling import (
     EXAMPLE,
     ClipRequest,
     classifier_accuracy,
     clip_labels,
+    confidence_interval,
+    onnx_predict,
+    paired_psnr,
     sample_clips,
 )
 from benchmarks.stressed_twin import stressed_twin
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
-from qvd_trt.calibrators.arrays import Float32Array
 from qvd_trt.calibrators.bits import Bits
 from qvd_trt.calibrators.progress import SilentProgress
 from qvd_trt.export.model_file import load_model, save_model
@@ -39,7 +39,6 @@ from qvd_trt.export.quantize_model import quantize_model
 from qvd_trt.export.request import QuantizeRequest
 from qvd_trt.export.targets import TARGETS, FloatType
 
-DATA_RANGE = 2.0
 FLOOR = "fp16"
 
 
@@ -87,13 +86,6 @@ class ResultFiles:
         self._stem.with_suffix(".md").write_text(table(self.rows) + "\n")
 
 
-def paired_psnr(reference: Float32Array, clips: Float32Array) -> Float32Array:
-    """``10 log10(range^2 / mse)`` of each clip, ``[N]`` dB."""
-    error = np.square(clips - reference, dtype=np.float64).mean(axis=(1, 2, 3, 4))
-    psnr: Float32Array = 10 * np.log10(DATA_RANGE**2 / np.maximum(error, 1e-12))
-    return psnr
-
-
 def measure(
     model: str,
     float_model: Path,
@@ -103,21 +95,21 @@ def measure(
     report: ResultFiles,
 ) -> None:
     """Sample with the float model once and with every variant, and compare."""
-    reference = sample_clips(float_model, request)
+    reference = sample_clips(onnx_predict(float_model), request)
     accuracy = classifier_accuracy(reference, request.labels)
     print(f"{model}: float digit accuracy {accuracy['digit']:.3f}", flush=True)
     for bits, algorithm in variants:
         start = time.perf_counter()
         quantized = folder / f"{model}.{bits}.{algorithm}.onnx"
         sqnr = _write_variant(float_model, quantized, bits, algorithm, folder / f"{model}.npz")
-        clips = sample_clips(quantized, request)
+        clips = sample_clips(onnx_predict(quantized), request)
         psnr = paired_psnr(reference, clips)
         row = Row(
             model=model,
             bits=bits,
             algorithm=algorithm,
             psnr=round(float(psnr.mean()), 2),
-            interval=round(float(1.96 * psnr.std(ddof=1) / np.sqrt(len(psnr))), 2),
+            interval=round(confidence_interval(psnr), 2),
             worst=round(float(psnr.min()), 2),
             step_sqnr=sqnr,
             digit_accuracy=classifier_accuracy(clips, request.labels)["digit"],

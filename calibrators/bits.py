@@ -24,8 +24,11 @@ class Bits:
                 raise UserError(
                     f"--bits: {side} width {width} is not supported; use 2 to 8, or 16 for float"
                 )
-        if self.weight == FLOAT_BITS and self.activation == FLOAT_BITS:
-            raise UserError("--bits: w16a16 quantizes nothing; use for example w8a8")
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing is quantized."""
+        return self.weight == FLOAT_BITS and self.activation == FLOAT_BITS
 
     @classmethod
     def parse(cls, text: str) -> Bits:

@@ -20,6 +20,7 @@ from qvd_trt.export.passes.insert_qdq import InsertQdq
 from qvd_trt.export.passes.lower_opset import LowerOpset
 from qvd_trt.export.passes.lower_precision import LowerPrecision
 from qvd_trt.export.passes.raise_opset import HIGHEST, LOWEST, RaiseOpset
+from qvd_trt.export.passes.whole_shapes import WholeShapes
 from qvd_trt.export.passes.write_metadata import WriteMetadata
 from qvd_trt.export.targets import FloatType, HtdqForm, ScaleType, TargetProfile
 
@@ -71,6 +72,8 @@ def apply_plan(model: ir.Model, plan: QuantPlan, options: ApplyOptions) -> ir.Mo
     passes.append(DefineHtdq(options.htdq_form or target.htdq_form))
     if opset > target.max_opset:
         passes += [LowerOpset(target.max_opset), RemoveUnusedNodesPass()]
+    if target.whole_shapes:
+        passes.append(WholeShapes())
     passes.append(WriteMetadata(plan, target.name, options.float_type.value))
     for step in passes:
         step(emitted)

@@ -22,6 +22,7 @@ from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.plan import QuantPlan
 from qvd_trt.calibrators.plan_file import load_plan, save_plan
 from qvd_trt.calibrators.progress import Progress
+from qvd_trt.calibrators.sites import KeptLayer
 from qvd_trt.calibrators.solve import SolveOptions, solve
 from qvd_trt.calibrators.sources.open_source import open_source
 from qvd_trt.calibrators.sources.self_sampling import SelfSampling, SelfSamplingOptions
@@ -97,8 +98,7 @@ def quantize_model(request: QuantizeRequest, progress: Progress) -> Quantization
     with clock.measure("calibrate"):
         calibration = _statistics(request, target, progress)
     with clock.measure("solve"):
-        plan = given or _solve(request, model, sites, calibration.stats, progress)
-        refuse_empty_plan(plan)
+        plan = given or _make_plan(request, digest, model, sites, calibration.stats, progress)
     with clock.measure("measure"):
         scores = _measure(model, plan, calibration.stats, progress)
     with written_together(request.output) as staged:
@@ -160,6 +160,8 @@ def _try_out(
 def _statistics(
     request: QuantizeRequest, target: CalibrationTarget, progress: Progress
 ) -> _Calibration:
+    if request.plan is None and request.bits.is_float:
+        return _Calibration(None, "none (nothing is quantized)")
     if request.stats is not None and request.stats.exists():
         stats = load_stats(request.stats)
         check_belongs(stats, target, request.stats)
@@ -211,6 +213,24 @@ def _self_sampling(
         f"inputs drawn at random: {names}; give real ones with --inputs FILE.npz, "
         "or recorded calls with --calib",
     )
+
+
+def _make_plan(
+    request: QuantizeRequest,
+    digest: str,
+    model: ir.Model,
+    sites: GraphSites,
+    stats: ActivationStats | None,
+    progress: Progress,
+) -> QuantPlan:
+    if request.bits.is_float:
+        kept = tuple(
+            KeptLayer(layer.name, layer.op, f"--bits {request.bits}") for layer in sites.all_layers
+        )
+        return QuantPlan(digest, request.bits, request.algorithm, (), (), kept)
+    plan = _solve(request, model, sites, stats, progress)
+    refuse_empty_plan(plan)
+    return plan
 
 
 def _solve(

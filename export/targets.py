@@ -59,6 +59,7 @@ class TargetProfile:
             and the layer stay float32 between Casts.
         weight_form: How weights are stored.
         htdq_form: How HTDQ nodes are written by default.
+        whole_shapes: Whether Shape nodes must have neither start nor end.
     """
 
     name: str
@@ -68,6 +69,7 @@ class TargetProfile:
     low_precision_scales: bool
     weight_form: WeightForm
     htdq_form: HtdqForm
+    whole_shapes: bool = False
 
     def min_opset(self, float_type: FloatType) -> int:
         """Lowest opset of the emitted file; ONNX has bf16 convolutions and norms from 22 on."""
@@ -109,6 +111,7 @@ TARGETS: dict[str, TargetProfile] = {
             low_precision_scales=False,
             weight_form=WeightForm.FLOAT_QDQ,
             htdq_form=HtdqForm.INLINE,
+            whole_shapes=True,
         ),
         TargetProfile(
             name="ort",

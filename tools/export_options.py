@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from qvd_trt.tools.sampling_options import add_sampling
+
 EPILOG = """\
 examples:
   qvd-export model.onnx --calib recorded/ --bits w8a8
@@ -34,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_quantization(parser)
     _add_calibration(parser)
-    _add_sampling(parser)
+    add_sampling(parser, "sampling calibration trajectories from the model")
     _add_target(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("-v", "--verbose", action="store_true", help="list every layer kept float")
@@ -47,7 +49,8 @@ def _add_quantization(parser: argparse.ArgumentParser) -> None:
         "--bits",
         metavar="wNaM",
         help="widths of weights and activations, 2 to 8, or 16 for float (default: w8a8). Only "
-        "w8a8 is faster; fewer bits are carried in int8 and tell about accuracy",
+        "w8a8 is faster; fewer bits are carried in int8 and tell about accuracy; w16a16 writes the "
+        "float model for the target, to compare with",
     )
     group.add_argument(
         "--algorithm",
@@ -107,44 +110,6 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--provider", choices=("cpu", "cuda"), default="cpu", help="where calibration runs"
     )
-
-
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sampling calibration trajectories from the model")
-    group.add_argument("--sampler", metavar="NAME", help="ddim (default), flow or edm")
-    group.add_argument(
-        "--prediction",
-        metavar="NAME",
-        help="what the model predicts: epsilon, v_prediction, sample, or flow (default: the "
-        "sampler's usual one)",
-    )
-    group.add_argument(
-        "--schedule",
-        metavar="NAME",
-        help="noise schedule of ddim: linear, scaled_linear, cosine, or linear:BETA0,BETA1",
-    )
-    group.add_argument(
-        "--spacing", metavar="NAME", help="timestep spacing of ddim: trailing, leading or linspace"
-    )
-    group.add_argument("--shift", type=float, metavar="X", help="sigma shift of flow")
-    group.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
-    group.add_argument("--samples", type=int, default=4, help="trajectories (default: 4)")
-    group.add_argument("--guidance", type=float, metavar="X", help="classifier-free guidance scale")
-    group.add_argument(
-        "--inputs",
-        type=Path,
-        metavar="FILE.npz",
-        help="the model's other inputs, one row per sample; an array under the latent's name "
-        "gives its shape; with --guidance also uncond_NAME",
-    )
-    group.add_argument(
-        "--shapes",
-        nargs="+",
-        metavar="NAME:DxDxD",
-        default=[],
-        help="input shapes where the model's are symbolic, for example sample:1x4x16x32x32",
-    )
-    group.add_argument("--seed", type=int, default=0, help="seed of noise and drawn inputs")
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

@@ -69,6 +69,8 @@ def _rows(report: QuantizationReport) -> list[tuple[str, list[str]]]:
 
 
 def _quantized(report: QuantizationReport) -> str:
+    if not report.quantized_layers:
+        return "nothing: the float model, written for the target"
     parts = [
         f"{_count(report.dense_sites, 'site')} ({report.shifted_sites} shifted, "
         f"{report.smoothed_sites} scaled)"

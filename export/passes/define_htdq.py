@@ -24,9 +24,26 @@ class DefineHtdq(ir.passes.InPlacePass):
         model.functions[function.identifier()] = function
         if self._form is HtdqForm.INLINE:
             InlinePass()(model)
+            _replace_cast_like(model.graph)
             LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
             model.opset_imports.pop(HTDQ_DOMAIN, None)
         return ir.passes.PassResult(model, True)
+
+
+def _replace_cast_like(graph: ir.Graph) -> None:
+    """TensorRT 8.6 cannot read CastLike; outside of a function the type is known."""
+    for node in graph:
+        if node.op_type != "CastLike":
+            continue
+        value, like = node.inputs
+        if like is None or like.dtype is None:
+            continue
+        cast = ir.node("Cast", [value], attributes={"to": int(like.dtype)}, name=node.name)
+        output = cast.outputs[0]
+        output.shape, output.type = node.outputs[0].shape, like.type
+        ir.convenience.replace_nodes_and_values(
+            graph, node, [node], [cast], [node.outputs[0]], [output]
+        )
 
 
 def htdq_function(opset: int) -> ir.Function:

@@ -83,6 +83,13 @@ def test_node_is_the_codebook(count: int, target: str, form: HtdqForm | None) ->
     assert set(found.ravel()) == set(table.levels)
 
 
+def test_inlined_without_cast_like() -> None:
+    """TensorRT 8.6 has no importer for it."""
+    operators = {node.op_type for node in emitted(codebook(4), [3, 16], "trt8", None).graph}
+    assert "LessOrEqual" in operators
+    assert "CastLike" not in operators
+
+
 @pytest.mark.parametrize("shape", [(16,), (3, 16), (2, 3, 16), (1, 2, 1, 3, 16)])
 def test_any_rank(shape: tuple[int, ...]) -> None:
     table = codebook(16)

@@ -14,7 +14,8 @@ from onnx import helper, numpy_helper
 
 pytest.importorskip("tensorrt_rtx")
 
-from tests.rtx.builder import RtxBuild, RtxBuildError, build, int8_layers, parse_layers
+from qvd_trt.tools.engine.rtx_log_layers import rtx_log_layers
+from tests.rtx.builder import RtxBuild, RtxBuildError, build, int8_layers
 
 Array = npt.NDArray[Any]
 
@@ -311,7 +312,7 @@ def test_nodes_of_a_function_count_as_their_call(tmp_path: Path) -> None:
     assert layer.onnx_nodes == ("call",)
 
 
-def test_parse_layers_reads_brackets_and_separators() -> None:
+def test_log_reader_takes_brackets_and_separators() -> None:
     log = (
         "Name: not a layer, LayerType: kgen, Inputs: []\nLayers:\n"
         "Name: a+b, LayerType: gemm, "
@@ -321,7 +322,7 @@ def test_parse_layers_reads_brackets_and_separators() -> None:
         "TacticName: t, StreamId: 0, Metadata: [ONNX Layer: a[0]/b]\x1f[ONNX Layer: c]\n"
         "Name: none, LayerType: wait, Inputs: [], Outputs: [], TacticName: , Metadata: "
     )
-    first, second = parse_layers(log)
+    first, second = rtx_log_layers(log)
     assert (first.name, first.kind) == ("a+b", "gemm")
     assert (first.inputs, first.constants, first.outputs) == (
         ("Int8",),

@@ -9,7 +9,6 @@ WRONG = [
     (["--bits", "int8"], "write it as w8a8"),
     (["--bits", "w1a8"], "use 2 to 8, or 16"),
     (["--bits", "w8a9"], "use 2 to 8, or 16"),
-    (["--bits", "w16a16"], "quantizes nothing"),
     (["--bits", ""], "write it as w8a8"),
     (["--algorithm", "magic"], "use one of qvd, shift"),
     (["--algorithm", ""], "use one of qvd, shift"),

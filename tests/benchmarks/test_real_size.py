@@ -1,0 +1,113 @@
+"""Skeletons of the latency benchmark, and how its layers are sorted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.real_size.layer_report import (
+    FLOAT_PRODUCT,
+    FUSED_REGION,
+    HTDQ,
+    INT8_PRODUCT,
+    OTHER,
+    REFORMAT,
+    layer_times,
+    summarize,
+)
+from benchmarks.real_size.skeleton import fill, strip
+
+K, N = 64, 320
+
+
+def _quantized_linear(folder: Path) -> Path:
+    """x [batch, K] -> Q, DQ -> MatMul with a Q-DQ weight, its data in an external file."""
+    weight = np.random.default_rng(0).standard_normal((K, N)).astype(np.float32)
+    initializers = {
+        "weight": weight,
+        "weight_scale": np.full(N, 0.02, np.float32),
+        "weight_zero": np.zeros(N, np.int8),
+        "scale": np.float32(0.03),
+        "zero": np.int8(0),
+        "gain": np.ones(N * 8, np.float32).reshape(8, N),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "scale", "zero"], ["xd"]),
+        helper.make_node(
+            "QuantizeLinear", ["weight", "weight_scale", "weight_zero"], ["wq"], axis=1
+        ),
+        helper.make_node("DequantizeLinear", ["wq", "weight_scale", "weight_zero"], ["wd"], axis=1),
+        helper.make_node("MatMul", ["xd", "wd"], ["y"], doc_string="a secret path"),
+        helper.make_node("Mul", ["y", "gain"], ["z"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", K])],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", N])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in initializers.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = folder / "linear.onnx"
+    onnx.save_model(model, path, save_as_external_data=True, location="d.bin", size_threshold=0)
+    return path
+
+
+def test_a_filled_skeleton_is_a_model_like_the_original(tmp_path: Path) -> None:
+    source = _quantized_linear(tmp_path)
+    strip(source, tmp_path / "skeleton.onnx", {"x": (8, K)})
+    (tmp_path / "d.bin").unlink()
+    assert (tmp_path / "skeleton.onnx").stat().st_size < 3000
+    assert b"secret" not in (tmp_path / "skeleton.onnx").read_bytes()
+    filled = fill(tmp_path / "skeleton.onnx", tmp_path / "filled")
+    onnx.checker.check_model(str(filled))
+    session = ort.InferenceSession(str(filled))
+    assert session.get_inputs()[0].shape == [8, K]
+    x = np.random.default_rng(1).standard_normal((8, K)).astype(np.float32)
+    (z,) = session.run(None, {"x": x})
+    assert z.shape == (8, N)
+    assert 0.3 < z.std() < 1.0  # of torch's default initialization: 1 / sqrt(3)
+
+
+def test_weights_are_drawn_by_their_role(tmp_path: Path) -> None:
+    source = _quantized_linear(tmp_path)
+    strip(source, tmp_path / "skeleton.onnx", {"x": (8, K)})
+    filled = onnx.load(str(fill(tmp_path / "skeleton.onnx", tmp_path / "filled")))
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in filled.graph.initializer}
+    assert abs(values["weight"].std() * np.sqrt(3 * K) - 1) < 0.1
+    assert abs(values["gain"].mean() - 1) < 0.01
+    assert not values["weight_zero"].any()
+    assert abs(127 * values["weight_scale"].mean() / values["weight"].std() - 3) < 0.3
+    assert values["scale"] == np.float32(0.03)  # small: stays as it was
+    again = onnx.load(str(fill(tmp_path / "skeleton.onnx", tmp_path / "again")))
+    assert again == filled
+
+
+def test_layers_are_sorted_by_what_they_read_and_are() -> None:
+    int8 = [{"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}]
+    layers: list[dict[str, Any]] = [
+        {"Name": "conv_in", "LayerType": "CaskConvolution", "Inputs": int8},
+        {"Name": "proj", "LayerType": "CaskGemmMatrixMultiply", "TacticName": "sm80_f16f16"},
+        {"Name": "{ForeignNode[a...b]}", "LayerType": "Myelin"},
+        {"Name": "Reformatting CopyNode for Input", "LayerType": "Reformat"},
+        {"Name": "silu/qvd/htdq", "LayerType": "PluginV2"},
+        {"Name": "softmax", "LayerType": "SoftMax"},
+    ]
+    times = {layer["Name"]: 1.0 for layer in layers}
+    found = {layer.name: layer.kind for layer in layer_times(layers, times)}
+    assert list(found.values()) == [
+        INT8_PRODUCT,
+        FLOAT_PRODUCT,
+        FUSED_REGION,
+        REFORMAT,
+        HTDQ,
+        OTHER,
+    ]
+    summary = summarize(layer_times(layers, times))
+    assert summary["kinds"][INT8_PRODUCT] == {"layers": 1, "ms": 1.0, "share": 0.1667}

@@ -1,0 +1,118 @@
+"""The engine inspector's JSON, as TensorRT 8.6 and 10 write it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from qvd_trt.tools.engine.build_report import count_layers
+from qvd_trt.tools.engine.engine_layers import EngineLayer
+from qvd_trt.tools.engine.inspector_layers import inspector_layers
+
+INT8_CHW32 = "Thirty-two wide channel vectorized row major Int8 format"
+HALF_LINEAR = "Row major linear FP16 format"
+
+
+def tensor(name: str, form: str, dims: list[int] | None = None) -> dict[str, Any]:
+    return {
+        "Name": name,
+        "Location": "Device",
+        "Dimensions": dims or [1, 64, 8, 8],
+        "Format/Datatype": form,
+    }
+
+
+def read(*layers: object) -> list[EngineLayer]:
+    return list(inspector_layers(json.dumps({"Layers": layers, "Bindings": ["x", "y"]})))
+
+
+INT8_CONV = {
+    "Name": "conv.weight + QuantizeLinear_7 + conv + PWN(PWN(sigmoid), mul)",
+    "LayerType": "CaskConvolution",
+    "Inputs": [tensor("x", INT8_CHW32)],
+    "Outputs": [tensor("y", INT8_CHW32)],
+    "Weights": {"Type": "Int8", "Count": 9408},
+    "Bias": {"Type": "Float", "Count": 64},
+    "TacticName": "sm80_xmma_fprop_implicit_gemm_i8i8_i8i32_f32",
+}
+HALF_GEMM = {
+    "Name": "q || k || v",
+    "LayerType": "CaskGemmMatrixMultiply",
+    "Inputs": [tensor("x", HALF_LINEAR, [2, 9, 64])],
+    "Outputs": [tensor("y", HALF_LINEAR)],
+}
+MYELIN_GEMM = {
+    "Name": "proj_myl0_3",
+    "LayerType": "gemm",
+    "Inputs": [tensor("x", "Int8", [-1, 64])],
+    "Constants": [{"Name": "w", "Dimensions": [64, 64], "Format/Datatype": "Int8"}],
+    "Outputs": [tensor("y", "Half")],
+    "Metadata": "[ONNX Layer: proj]\u001f[ONNX Layer: proj_dq]",
+}
+COPY = {
+    "Name": "Reformatting CopyNode for Input Tensor 0 to conv.weight + conv",
+    "LayerType": "Reformat",
+    "Inputs": [tensor("x", HALF_LINEAR)],
+    "Outputs": [tensor("y", INT8_CHW32)],
+}
+BLOCK = {
+    "Name": "{ForeignNode[norm...attention + proj]}",
+    "LayerType": "Myelin",
+    "Inputs": [tensor("x", "Row major linear FP32")],
+    "Outputs": [],
+}
+PLUGIN = {"Name": "time/qvd/htdq", "LayerType": "PluginV2", "Inputs": [], "PluginType": "HTDQ"}
+
+
+def test_int8_convolution_of_8() -> None:
+    (layer,) = read(INT8_CONV)
+    assert layer.kind == "CaskConvolution"
+    assert (layer.inputs, layer.constants, layer.outputs) == (("Int8",), ("Int8",), ("Int8",))
+    assert layer.onnx_nodes == ("conv.weight", "QuantizeLinear_7", "conv", "sigmoid", "mul")
+    assert layer.input_shape == (1, 64, 8, 8)
+    assert layer.is_int8_product
+
+
+def test_float_product_of_8() -> None:
+    (layer,) = read(HALF_GEMM)
+    assert layer.onnx_nodes == ("q", "k", "v")
+    assert layer.inputs == ("Half",)
+    assert layer.is_product
+    assert not layer.is_int8_product
+
+
+def test_int8_input_with_float_weights_is_not_int8() -> None:
+    """Negative control: dequantized inside of the kernel."""
+    (layer,) = read(INT8_CONV | {"Weights": {"Type": "Half"}})
+    assert not layer.is_int8_product
+
+
+def test_gemm_of_10() -> None:
+    (layer,) = read(MYELIN_GEMM)
+    assert layer.onnx_nodes == ("proj", "proj_dq")
+    assert layer.input_shape == ()  # dynamic
+    assert layer.is_int8_product
+
+
+def test_blocks_copies_and_plugins_are_counted() -> None:
+    layers = read(INT8_CONV, HALF_GEMM, MYELIN_GEMM, COPY, BLOCK, PLUGIN)
+    counts = count_layers(layers, ["time/qvd/htdq"])
+    assert (counts.all, counts.int8_products, counts.copies) == (6, 2, 1)
+    assert (counts.htdq_plugins, counts.opaque) == (1, 1)
+    assert layers[3].onnx_nodes == layers[4].onnx_nodes == ()
+    assert count_layers(layers[:5], ["time/qvd/htdq"]).htdq_plugins == 0
+
+
+def test_missing_keys_are_taken() -> None:
+    bare, nothing, odd = read("conv + relu", {}, {"Inputs": None, "Name": None, "Metadata": None})
+    assert bare.onnx_nodes == ("conv", "relu")
+    assert bare.inputs == nothing.inputs == odd.inputs == ()
+    assert not bare.is_int8_product
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"Layers": 3}', "no JSON"])
+def test_other_text_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"lists no layers|Expecting value"):
+        list(inspector_layers(text))

@@ -1,0 +1,102 @@
+"""An ONNX file in ONNX Runtime as a drop-in denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qvd_trt.calibrators.errors import UserError
+from qvd_trt.calibrators.ort_session import CPU, open_session
+from qvd_trt.calibrators.sources.signature import TensorSpec
+from qvd_trt.export.graph.interface import read_signature
+from qvd_trt.export.model_file import load_model
+from qvd_trt.tools.denoisers.graph_denoiser import GraphDenoiser
+from qvd_trt.tools.denoisers.torch_import import import_torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class OrtDenoiser(GraphDenoiser):
+    """A float or QDQ ONNX file, called like the diffusers model; Q and DQ are run as written.
+
+    With the CUDA provider inputs and outputs stay on the GPU.
+    """
+
+    def __init__(
+        self,
+        model: Path | str,
+        providers: Sequence[str] = CPU,
+        config: Mapping[str, Any] | object | None = None,
+    ) -> None:
+        """Open the model.
+
+        Args:
+            model: The ``.onnx`` file.
+            providers: Execution providers, first choice first
+                (``calibrators.ort_session.CUDA`` for the GPU).
+            config: The torch model's configuration, for pipelines that read it.
+
+        Raises:
+            UserError: torch is missing, the model cannot be loaded, or its inputs or output have
+                a type that ONNX Runtime cannot bind.
+        """
+        torch = import_torch()
+        path = Path(model)
+        signature = read_signature(load_model(path).graph)
+        on_gpu = providers[0].startswith("CUDA")
+        super().__init__(signature.inputs, torch.device("cuda" if on_gpu else "cpu", 0), config)
+        self._output = signature.output
+        for spec in (*self.inputs, self._output):
+            if spec.dtype == "bfloat16":
+                raise UserError(
+                    f"{path}: {spec} cannot be bound in ONNX Runtime; export the model with "
+                    "float32 inputs and outputs"
+                )
+        self._session = open_session(path, providers=providers, faithful_qdq=True)
+
+    def _run(self, tensors: Mapping[str, Tensor], extents: Mapping[str, int]) -> Tensor:
+        torch = import_torch()
+        latent = tensors[self._latent.name]
+        shape = _output_shape(self._output, latent, extents)
+        output: Tensor = torch.empty(
+            shape, dtype=getattr(torch, self._output.dtype), device=self.device
+        )
+        binding = self._session.io_binding()
+        for spec in self.inputs:
+            tensor = tensors[spec.name]
+            binding.bind_input(*self._place(spec, tensor))
+        binding.bind_output(*self._place(self._output, output))
+        if self.device.type == "cuda":
+            # ONNX Runtime works on a stream of its own.
+            torch.cuda.current_stream(self.device).synchronize()
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime raises classes of no common base
+            reason = str(error).strip().splitlines()[0]
+            shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+            raise UserError(f"ONNX Runtime cannot run shapes {shapes}: {reason}") from error
+        binding.synchronize_outputs()
+        return output
+
+    def _place(
+        self, spec: TensorSpec, tensor: Tensor
+    ) -> tuple[str, str, int, Any, tuple[int, ...], int]:
+        index = self.device.index or 0
+        dtype = np.dtype(spec.dtype)
+        return spec.name, self.device.type, index, dtype, tuple(tensor.shape), tensor.data_ptr()
+
+
+def _output_shape(spec: TensorSpec, latent: Tensor, extents: Mapping[str, int]) -> tuple[int, ...]:
+    """The prediction's shape; an extent of unknown name is the latent's on that axis."""
+    if len(spec.shape) != latent.ndim:
+        unknown = [e for e in spec.shape if isinstance(e, str) and e not in extents]
+        if unknown:
+            raise UserError(f"the extent {unknown[0]!r} of the output {spec} is unknown")
+    return tuple(
+        extent if isinstance(extent, int) else extents.get(extent, latent.shape[axis])
+        for axis, extent in enumerate(spec.shape)
+    )

@@ -1,0 +1,1 @@
+"""TensorRT engines: which TensorRT is installed, building, running, and what a build chose."""

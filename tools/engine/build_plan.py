@@ -1,0 +1,165 @@
+"""From a request and a file to all that a build does with one TensorRT, which need not be here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qvd_trt.calibrators.errors import UserError
+from qvd_trt.tools.engine.build_request import BuildRequest
+from qvd_trt.tools.engine.onnx_file import OnnxFile
+from qvd_trt.tools.engine.plugin import FIRST_WITH_V3, choose_plugin, plugin_warnings
+from qvd_trt.tools.engine.shape_ranges import ShapeRange, resolve_shapes
+from qvd_trt.tools.engine.tensorrt_install import RuntimeKind, Version, product_label
+
+FIRST_STRONGLY_TYPED: Version = (10,)
+FIRST_ONLY_STRONGLY_TYPED: Version = (11,)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """One build, with every choice made.
+
+    Attributes:
+        model: The ONNX file, absolute.
+        kind: Which TensorRT.
+        version: Its version.
+        strongly_typed: Whether the types of the file are those of the engine.
+        fp16: Whether layers may run in fp16 (TensorRT 8 and 9).
+        int8: Whether layers may run in INT8 (TensorRT 8 and 9).
+        shapes: Shapes of all dynamic inputs.
+        timing_cache: File of kernel timings.
+        workspace: Most bytes of scratch memory.
+        plugin: The HTDQ library to load, absolute.
+        optimization_level: TensorRT's builder optimization level.
+        compute_capabilities: GPU generations of a TensorRT-RTX engine.
+        notes: What the user should know of the choices.
+        warnings: What the user should change.
+    """
+
+    model: Path
+    kind: RuntimeKind
+    version: Version
+    strongly_typed: bool = True
+    fp16: bool = False
+    int8: bool = False
+    shapes: tuple[ShapeRange, ...] = ()
+    timing_cache: Path | None = None
+    workspace: int | None = None
+    plugin: Path | None = None
+    optimization_level: int | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def embeds_plugin(self) -> bool:
+        """Whether the engine carries the plugin library, so that it runs alone."""
+        return self.plugin is not None and self.version >= FIRST_WITH_V3
+
+    @property
+    def native_norms(self) -> bool:
+        """Whether the parser must be told not to take cuDNN's plugin for InstanceNormalization."""
+        return self.kind == "tensorrt" and self.version < FIRST_STRONGLY_TYPED
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The types the builder may use, as trtexec calls them."""
+        chosen = (
+            ("stronglyTyped", self.strongly_typed),
+            ("int8", self.int8),
+            ("fp16", self.fp16),
+        )
+        return tuple(name for name, on in chosen if on)
+
+
+def plan_build(
+    request: BuildRequest, model: OnnxFile, kind: RuntimeKind, version: Version
+) -> BuildPlan:
+    """Decide everything.
+
+    Raises:
+        UserError: The options, the file and this TensorRT do not go together.
+    """
+    _check_options(request, kind, version)
+    strongly_typed = kind == "rtx" or version >= FIRST_STRONGLY_TYPED
+    plugin = choose_plugin(request, model, kind, version)
+    return BuildPlan(
+        model=request.model.absolute(),
+        kind=kind,
+        version=version,
+        strongly_typed=strongly_typed,
+        fp16=not strongly_typed and request.dtype != "fp32",
+        int8=not strongly_typed and model.is_quantized,
+        shapes=resolve_shapes(request.shapes, model.inputs),
+        timing_cache=request.timing_cache,
+        workspace=request.workspace,
+        plugin=None if plugin is None else plugin.absolute(),
+        optimization_level=request.optimization_level,
+        compute_capabilities=request.compute_capabilities,
+        notes=_notes(model, kind, version, strongly_typed),
+        warnings=(
+            *_target_warnings(model, kind, version),
+            *plugin_warnings(plugin, model, kind, version),
+            *_turing_warnings(request),
+        ),
+    )
+
+
+def _check_options(request: BuildRequest, kind: RuntimeKind, version: Version) -> None:
+    label = product_label(kind, version)
+    if request.compute_capabilities and kind != "rtx":
+        raise UserError(
+            f"--ahead-of-time is for TensorRT-RTX; {label} builds for the GPU it runs on "
+            "(give --runtime rtx, or leave it out)"
+        )
+    if request.timing_cache is not None and kind == "rtx":
+        raise UserError(
+            "--timing-cache: TensorRT-RTX times no kernels while it builds; leave it out"
+        )
+    if request.dtype is not None and (kind == "rtx" or version >= FIRST_STRONGLY_TYPED):
+        raise UserError(
+            f"--dtype: {label} takes all types from the file; choose them with "
+            "`qvd-export --dtype`, or leave it out"
+        )
+
+
+def _notes(
+    model: OnnxFile, kind: RuntimeKind, version: Version, strongly_typed: bool
+) -> tuple[str, ...]:
+    if model.is_quantized or not (strongly_typed and model.is_float32):
+        return ()
+    return (
+        f"{product_label(kind, version)} is strongly typed: this float32 file is built as a "
+        "float32 engine",
+    )
+
+
+def _target_warnings(model: OnnxFile, kind: RuntimeKind, version: Version) -> tuple[str, ...]:
+    """Files that `qvd-export` wrote for another runtime, where that costs something."""
+    target, dtype = model.metadata.get("qvd.target"), model.metadata.get("qvd.dtype")
+    if target is None:
+        return ()
+    label = product_label(kind, version)
+    wanted = "rtx" if kind == "rtx" else "trt" if version >= FIRST_STRONGLY_TYPED else "trt8"
+    cost = None
+    if wanted == "rtx" and target == "trt" and dtype == "fp16":
+        cost = "the sums of wide layers may overflow fp16"
+    elif wanted == "trt8" and target != "trt8":
+        cost = "its opset, its weights or its scales may be refused"
+    elif wanted != "trt8" and target == "trt8":
+        cost = "all that is not INT8 stays float32"
+    elif wanted == "trt" and target == "rtx" and dtype != "fp32":
+        cost = "the casts around its scales may keep layers from INT8"
+    if cost is None:
+        return ()
+    return (
+        f"the file was exported with --target {target}: on {label} {cost}; "
+        f"export it with `qvd-export --target {wanted}`",
+    )
+
+
+def _turing_warnings(request: BuildRequest) -> tuple[str, ...]:
+    if "7.5" in request.compute_capabilities:
+        return ("SM75 has no INT8 convolution and takes it away from all other GPUs of the engine",)
+    return ()

@@ -1,0 +1,72 @@
+"""Starts the compiling child and turns what went wrong into one line."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from qvd_trt.calibrators.errors import UserError
+from qvd_trt.tools.engine.build_plan import BuildPlan
+from qvd_trt.tools.engine.compiler import ERRORS_SHOWN, CompileAnswer
+from qvd_trt.tools.engine.tensorrt_install import product_label
+
+_OUTPUT_SHOWN = 2000
+
+
+def compile_in_child(plan: BuildPlan, timeout_s: float | None = None) -> CompileAnswer:
+    """Parse and build in a child process.
+
+    Returns:
+        An answer that holds an engine.
+
+    Raises:
+        UserError: A step failed, or the child died.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        plan_file, answer_file = Path(directory, "plan"), Path(directory, "answer")
+        plan_file.write_bytes(pickle.dumps(plan))
+        child = subprocess.run(
+            [
+                *(sys.executable, "-m", "qvd_trt.tools.engine.compile_child"),
+                *(str(plan_file), str(answer_file)),
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+        )
+        if not answer_file.exists():
+            said = (child.stdout + child.stderr)[-_OUTPUT_SHOWN:].strip()
+            raise UserError(
+                f"{product_label(plan.kind, plan.version)} ended with code {child.returncode} "
+                f"while building {plan.model}: {said or 'it said nothing'}"
+            )
+        answer: CompileAnswer = pickle.loads(answer_file.read_bytes())
+    if answer.failed is not None:
+        raise UserError(_failure(plan, answer))
+    return answer
+
+
+def _failure(plan: BuildPlan, answer: CompileAnswer) -> str:
+    label = product_label(plan.kind, plan.version)
+    said = "; ".join(answer.errors[-ERRORS_SHOWN:]) or "it logged no error"
+    if answer.failed == "device":
+        return (
+            f"{label} needs an NVIDIA GPU to build and found none it can use: {said}; build where "
+            "the engine will run, or give --runtime rtx (`pip install tensorrt-rtx`), which builds "
+            "on a CPU, with --ahead-of-time for GPUs such as SM89"
+        )
+    if answer.failed == "plugin":
+        return (
+            f"{label} cannot use the plugin: {said}; rebuild it with `python -m "
+            "qvd_trt.trt_plugins build`, for this TensorRT and this machine"
+        )
+    if answer.failed == "parse":
+        first = "; ".join(answer.errors[:ERRORS_SHOWN]) or "it logged no error"
+        return f"{label} cannot read {plan.model}: {first}"
+    return f"{label} cannot build {plan.model}: {said}"

@@ -1,0 +1,1 @@
+"""Comparing the float model, the QDQ model and the engine on the same calls."""
