@@ -60,6 +60,7 @@ class TargetProfile:
         weight_form: How weights are stored.
         htdq_form: How HTDQ nodes are written by default.
         whole_shapes: Whether Shape nodes must have neither start nor end.
+        plain_norms: Whether GroupNorm must not be made of InstanceNormalization.
     """
 
     name: str
@@ -70,6 +71,7 @@ class TargetProfile:
     weight_form: WeightForm
     htdq_form: HtdqForm
     whole_shapes: bool = False
+    plain_norms: bool = False
 
     def min_opset(self, float_type: FloatType) -> int:
         """Lowest opset of the emitted file; ONNX has bf16 convolutions and norms from 22 on."""
@@ -112,6 +114,7 @@ TARGETS: dict[str, TargetProfile] = {
             weight_form=WeightForm.FLOAT_QDQ,
             htdq_form=HtdqForm.INLINE,
             whole_shapes=True,
+            plain_norms=True,
         ),
         TargetProfile(
             name="ort",

@@ -58,11 +58,6 @@ class BuildPlan:
         return self.plugin is not None and self.version >= FIRST_WITH_V3
 
     @property
-    def native_norms(self) -> bool:
-        """Whether the parser must be told not to take cuDNN's plugin for InstanceNormalization."""
-        return self.kind == "tensorrt" and self.version < FIRST_STRONGLY_TYPED
-
-    @property
     def flags(self) -> tuple[str, ...]:
         """The types the builder may use, as trtexec calls them."""
         chosen = (

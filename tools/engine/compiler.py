@@ -122,8 +122,6 @@ def _parse(install: TensorRTInstall, plan: BuildPlan, network: Any, log: Any) ->
     if plan.kind == "tensorrt":
         trt.init_libnvinfer_plugins(log, "")
     parser = trt.OnnxParser(network, log)
-    if plan.native_norms:
-        parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
     if not parser.parse_from_file(str(plan.model)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         told = [_parser_error(error, plan.model) for error in errors]

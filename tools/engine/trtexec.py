@@ -55,8 +55,6 @@ def _types(plan: BuildPlan) -> Iterator[str]:
         yield "--int8"
     if plan.fp16:
         yield "--fp16"
-    if plan.native_norms:
-        yield "--nativeInstanceNorm"
 
 
 def _plugin(plan: BuildPlan) -> Iterator[str]:

@@ -14,7 +14,7 @@ COMMON = {
     *("--builderOptimizationLevel", "--timingCacheFile", "--profilingVerbosity", "--skipInference"),
 }
 KNOWN = {
-    "8.6": COMMON | {"--int8", "--fp16", "--nativeInstanceNorm", "--plugins"},
+    "8.6": COMMON | {"--int8", "--fp16", "--plugins"},
     "10": COMMON | {"--stronglyTyped", "--dynamicPlugins", "--setPluginsToSerialize"},
     "11": COMMON | {"--dynamicPlugins", "--setPluginsToSerialize"},
 }
@@ -37,7 +37,7 @@ def files(folder: Path, name: str) -> list[str]:
 @pytest.mark.parametrize(
     ("version", "types"),
     [
-        ("8.6", ["--int8", "--fp16", "--nativeInstanceNorm"]),
+        ("8.6", ["--int8", "--fp16"]),
         ("10", ["--stronglyTyped"]),
         ("11", []),
     ],
@@ -52,7 +52,7 @@ def test_without_plugin(build_command: BuildCommand, version: str, types: list[s
 @pytest.mark.parametrize(
     ("version", "plugin"),
     [
-        ("8.6", ["--int8", "--fp16", "--nativeInstanceNorm", "--plugins={}"]),
+        ("8.6", ["--int8", "--fp16", "--plugins={}"]),
         ("10", ["--stronglyTyped", "--dynamicPlugins={}", "--setPluginsToSerialize={}"]),
         ("11", ["--dynamicPlugins={}", "--setPluginsToSerialize={}"]),
     ],
