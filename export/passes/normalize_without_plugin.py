@@ -64,6 +64,10 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> None:
     )
     output = norm.outputs[0]
     output.shape, output.type = node.outputs[0].shape, node.outputs[0].type
+    constants = node.inputs[1:]
     ir.convenience.replace_nodes_and_values(
         graph, node, [node], [*added, norm], [node.outputs[0]], [output]
     )
+    for value in constants:
+        if value is not None and value.name and not value.uses():
+            graph.initializers.pop(value.name, None)
