@@ -2,7 +2,7 @@
 
     python -m benchmarks.engine_psnr --qdq inline.onnx --engine inline=inline.engine \
         --engine plugin=plugin.engine --engine fp16=fp16.engine [--plugin LIB] [--clips 16]
-        [--steps 20] [--guidance 1] [--out docs/results]
+        [--steps 20] [--guidance 1] [--drawn clips.npz] [--out docs/results]
 
 Every denoiser draws the same clips of the example from the same noise, by itself: the float model
 and the QDQ model in ONNX Runtime (Q/DQ as written), and every engine. The table pairs them.
@@ -87,6 +87,14 @@ def compare(clips: Mapping[str, Float32Array], labels: AnyArray) -> list[Pair]:
     return pairs
 
 
+def load_clips(drawn: Path | None) -> dict[str, Float32Array]:
+    """Clips of an earlier call, by denoiser; none when there was no such call."""
+    if drawn is None or not drawn.exists():
+        return {}
+    with np.load(drawn) as clips:
+        return {name: clips[name] for name in clips.files}
+
+
 def table(pairs: Sequence[Pair]) -> str:
     """A markdown table, one line per pair."""
     lines = [
@@ -111,6 +119,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument(
+        "--drawn",
+        type=Path,
+        metavar="FILE.npz",
+        help="clips drawn so far, read and extended: ONNX Runtime may draw on another machine",
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
     request = ClipRequest(
@@ -124,11 +138,15 @@ def main() -> None:
         f"{name}, engine": lambda path=path: engine_predict(Path(path), options.plugin)
         for name, path in engines.items()
     }
-    clips = {}
-    for name, open_denoiser in reversed(denoisers.items()):  # the quick ones first
+    clips = load_clips(options.drawn)
+    for name, open_denoiser in denoisers.items():
+        if name in clips:
+            continue
         start = time.perf_counter()
         clips[name] = sample_clips(open_denoiser(), request)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+        if options.drawn is not None:
+            np.savez(options.drawn, **clips)  # type: ignore[arg-type]
     pairs = compare({name: clips[name] for name in denoisers}, request.labels)
     options.out.mkdir(parents=True, exist_ok=True)
     stem = options.out / "engine_psnr"

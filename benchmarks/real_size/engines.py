@@ -1,0 +1,181 @@
+"""Building and opening one TensorRT engine of the latency benchmark."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.real_size.cuda import Cuda, CudaError
+
+os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
+
+WARM_UP_RUNS = 3
+PROFILED_RUNS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How engines are built.
+
+    Attributes:
+        level: Builder optimization level.
+        timing_cache: File that is read and written, shared by all builds.
+        plugin: Library with the HTDQ plugin, or None.
+        native_norms: Whether the parser makes InstanceNormalization a layer and not a plugin.
+    """
+
+    level: int
+    timing_cache: Path
+    plugin: Path | None
+    native_norms: bool
+
+
+def open_tensorrt(plugin: Path | None) -> tuple[Any, Any]:
+    """The module and a logger that prints warnings; plugins are registered."""
+    import tensorrt as trt
+
+    logger = trt.Logger(trt.Logger.WARNING)
+    trt.init_libnvinfer_plugins(logger, "")
+    if plugin is not None:
+        ctypes.CDLL(str(plugin.resolve()), ctypes.RTLD_GLOBAL)
+    return trt, logger
+
+
+def build_engine(trt: Any, logger: Any, model: Path, int8: bool, options: BuildOptions) -> bytes:
+    """Build one file with ``--fp16`` or ``--int8 --fp16``.
+
+    Raises:
+        RuntimeError: the parser or the builder failed.
+    """
+    builder = trt.Builder(logger)
+    flags = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
+    network = builder.create_network(0 if flags is None else 1 << int(flags))
+    parser = trt.OnnxParser(network, logger)
+    if options.native_norms:
+        parser.flags = 1 << int(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
+    if not parser.parse_from_file(str(model)):
+        errors = [str(parser.get_error(index)) for index in range(parser.num_errors)]
+        raise RuntimeError("; ".join(errors))
+    config = builder.create_builder_config()
+    config.set_flag(trt.BuilderFlag.FP16)
+    if int8:
+        config.set_flag(trt.BuilderFlag.INT8)
+    config.builder_optimization_level = options.level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    file = options.timing_cache
+    cache = config.create_timing_cache(file.read_bytes() if file.exists() else b"")
+    config.set_timing_cache(cache, ignore_mismatch=False)
+    plan = builder.build_serialized_network(network, config)
+    file.write_bytes(bytes(memoryview(config.get_timing_cache().serialize())))
+    if plan is None:
+        raise RuntimeError("the builder made no engine; see the log above")
+    return bytes(memoryview(plan))
+
+
+class TimedEngine:
+    """An engine with its buffers, ready to be launched and profiled."""
+
+    def __init__(self, trt: Any, logger: Any, plan: Path, cuda: Cuda, seed: int = 0) -> None:
+        self._trt, self._cuda = trt, cuda
+        self._runtime = trt.Runtime(logger)
+        self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        if self._engine is None:
+            raise RuntimeError(f"{plan} cannot be loaded; see the log above")
+        self._context = self._engine.create_execution_context()
+        self._outputs: dict[str, tuple[int, npt.NDArray[Any]]] = {}
+        generator = np.random.default_rng(seed)
+        for index in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(index)
+            shape = tuple(self._engine.get_tensor_shape(name))
+            dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
+            if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+                values = generator.standard_normal(shape)
+                if dtype.kind in "iu":
+                    values = np.full(shape, 500.0)
+                pointer = cuda.upload(values.astype(dtype))
+            else:
+                array = np.empty(shape, dtype)
+                pointer = cuda.allocate(array.nbytes)
+                self._outputs[name] = pointer, array
+            self._context.set_tensor_address(name, pointer)
+        self.graph = False
+        self.launch: Callable[[], None] = self._enqueue
+
+    def warm_up(self) -> None:
+        """Run a few times, then go over to a CUDA graph if the engine can be captured."""
+        for _ in range(WARM_UP_RUNS):
+            self._enqueue()
+        self._cuda.synchronize()
+        try:
+            self.launch, self.graph = self._cuda.capture(self._enqueue), True
+        except (CudaError, RuntimeError) as error:
+            print(f"no CUDA graph: {error}", flush=True)
+        self.launch()
+        self._cuda.synchronize()
+
+    def run(self) -> None:
+        """Run once without the graph, and wait."""
+        self._enqueue()
+        self._cuda.synchronize()
+
+    def output_summary(self) -> Mapping[str, Mapping[str, float]]:
+        """Share of finite values and their standard deviation, of every output."""
+        summary = {}
+        for name, (pointer, array) in self._outputs.items():
+            self._cuda.download(pointer, array)
+            finite = np.isfinite(array)
+            deviation = float(array[finite].astype(np.float64).std()) if finite.any() else 0.0
+            summary[name] = {"finite": float(finite.mean()), "deviation": deviation}
+        return summary
+
+    def layers(self) -> list[dict[str, Any]]:
+        """What the inspector says of every layer."""
+        inspector = self._engine.create_engine_inspector()
+        inspector.execution_context = self._context
+        text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
+        return [
+            layer if isinstance(layer, dict) else {"Name": layer}
+            for layer in json.loads(text)["Layers"]
+        ]
+
+    def profile(self) -> dict[str, float]:
+        """Mean milliseconds of every layer, run one by one; replaces the CUDA graph."""
+        base: Any = self._trt.IProfiler
+        totals: dict[str, float] = {}
+
+        class Profiler(base):  # type: ignore[misc]
+            def __init__(self) -> None:
+                base.__init__(self)
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                totals[layer_name] = totals.get(layer_name, 0.0) + ms
+
+        self._profiler = Profiler()
+        self._context.profiler = self._profiler
+        self.run()
+        totals.clear()
+        for _ in range(PROFILED_RUNS):
+            self.run()
+        return {name: total / PROFILED_RUNS for name, total in totals.items()}
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._cuda.stream):
+            raise RuntimeError("the engine did not run; see the log above")
+
+
+def build_to(
+    trt: Any, logger: Any, model: Path, plan: Path, int8: bool, options: BuildOptions
+) -> float:
+    """Build into a file; returns the seconds it took."""
+    start = time.perf_counter()
+    plan.write_bytes(build_engine(trt, logger, model, int8, options))
+    return time.perf_counter() - start
