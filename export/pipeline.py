@@ -19,6 +19,7 @@ from qvd_trt.export.passes.insert_htdq import InsertHtdq
 from qvd_trt.export.passes.insert_qdq import InsertQdq
 from qvd_trt.export.passes.lower_opset import LowerOpset
 from qvd_trt.export.passes.lower_precision import LowerPrecision
+from qvd_trt.export.passes.multiply_then_add import MultiplyThenAdd
 from qvd_trt.export.passes.normalize_without_plugin import NormalizeWithoutPlugin
 from qvd_trt.export.passes.raise_opset import HIGHEST, LOWEST, RaiseOpset
 from qvd_trt.export.passes.whole_shapes import WholeShapes
@@ -73,6 +74,8 @@ def apply_plan(model: ir.Model, plan: QuantPlan, options: ApplyOptions) -> ir.Mo
     passes.append(DefineHtdq(options.htdq_form or target.htdq_form))
     if opset > target.max_opset:
         passes += [LowerOpset(target.max_opset), RemoveUnusedNodesPass()]
+    if target.multiply_then_add:
+        passes.append(MultiplyThenAdd())
     if target.plain_norms:
         passes.append(NormalizeWithoutPlugin())
     if target.whole_shapes:

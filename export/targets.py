@@ -61,6 +61,7 @@ class TargetProfile:
         htdq_form: How HTDQ nodes are written by default.
         whole_shapes: Whether Shape nodes must have neither start nor end.
         plain_norms: Whether GroupNorm must not be made of InstanceNormalization.
+        multiply_then_add: Whether per-channel maps in front of Q must not end in a Mul or Sub.
     """
 
     name: str
@@ -72,6 +73,7 @@ class TargetProfile:
     htdq_form: HtdqForm
     whole_shapes: bool = False
     plain_norms: bool = False
+    multiply_then_add: bool = False
 
     def min_opset(self, float_type: FloatType) -> int:
         """Lowest opset of the emitted file; ONNX has bf16 convolutions and norms from 22 on."""
@@ -115,6 +117,7 @@ TARGETS: dict[str, TargetProfile] = {
             htdq_form=HtdqForm.INLINE,
             whole_shapes=True,
             plain_norms=True,
+            multiply_then_add=True,
         ),
         TargetProfile(
             name="ort",

@@ -105,6 +105,11 @@ def _add_builder(parser: argparse.ArgumentParser) -> None:
         choices=range(6),
         help="0 builds fast, 5 gives the fastest engine (default: TensorRT's, 3)",
     )
+    group.add_argument(
+        "--no-cublas",
+        action="store_true",
+        help="TensorRT 8.6: take no kernels from cuBLAS and cuDNN, and need neither",
+    )
 
 
 def _add_trtexec(parser: argparse.ArgumentParser) -> None:

@@ -105,6 +105,7 @@ def read_request(options: argparse.Namespace) -> BuildRequest:
         use_plugin=plugin is not None,
         plugin=plugin if plugin and plugin.parts else None,
         optimization_level=options.optimization_level,
+        cublas=not options.no_cublas,
         compute_capabilities=parse_capabilities(options.ahead_of_time),
     )
 

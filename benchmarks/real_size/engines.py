@@ -30,13 +30,11 @@ class BuildOptions:
         level: Builder optimization level.
         timing_cache: File that is read and written, shared by all builds.
         plugin: Library with the HTDQ plugin, or None.
-        native_norms: Whether the parser makes InstanceNormalization a layer and not a plugin.
     """
 
     level: int
     timing_cache: Path
     plugin: Path | None
-    native_norms: bool
 
 
 def open_tensorrt(plugin: Path | None) -> tuple[Any, Any]:
@@ -50,6 +48,12 @@ def open_tensorrt(plugin: Path | None) -> tuple[Any, Any]:
     return trt, logger
 
 
+def _own_tactics(trt: Any) -> int:
+    """All tactic sources but cuBLAS and cuDNN, which need not be there."""
+    names = set(trt.TacticSource.__members__) - {"CUBLAS", "CUBLAS_LT", "CUDNN"}
+    return sum(1 << int(getattr(trt.TacticSource, name)) for name in names)
+
+
 def build_engine(trt: Any, logger: Any, model: Path, int8: bool, options: BuildOptions) -> bytes:
     """Build one file with ``--fp16`` or ``--int8 --fp16``.
 
@@ -60,8 +64,6 @@ def build_engine(trt: Any, logger: Any, model: Path, int8: bool, options: BuildO
     flags = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
     network = builder.create_network(0 if flags is None else 1 << int(flags))
     parser = trt.OnnxParser(network, logger)
-    if options.native_norms:
-        parser.flags = 1 << int(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
     if not parser.parse_from_file(str(model)):
         errors = [str(parser.get_error(index)) for index in range(parser.num_errors)]
         raise RuntimeError("; ".join(errors))
@@ -70,6 +72,7 @@ def build_engine(trt: Any, logger: Any, model: Path, int8: bool, options: BuildO
     if int8:
         config.set_flag(trt.BuilderFlag.INT8)
     config.builder_optimization_level = options.level
+    config.set_tactic_sources(_own_tactics(trt))
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     file = options.timing_cache
     cache = config.create_timing_cache(file.read_bytes() if file.exists() else b"")

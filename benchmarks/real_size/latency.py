@@ -1,9 +1,9 @@
 """Builds the engines of a real-size model on this GPU and times them against each other.
 
-    python -m benchmarks.real_size.latency .gpu/real_size --models unet --out out/latency \
+    python -m benchmarks.real_size.latency --models unet --out out/latency \
         --work /tmp/real_size --budget-s 520 [--level 3] [--plugin libqvd_trt_plugins.so]
 
-The folder holds the skeletons that make_models.py wrote (NAME_VARIANT.onnx). Variants, in the order
+The skeletons are those that make_models.py wrote (NAME_VARIANT.onnx.xz). Variants, in the order
 of building: `fp` (the float graph, built with fp16), `w8a8` (ours, HTDQ as plain ONNX), `modelopt`,
 `plugin` (ours, HTDQ as the plugin); all but the first with int8 and fp16. Each is filled with
 random weights, built, and its plan kept in the work folder, so that a second call goes on where the
@@ -43,6 +43,9 @@ VARIANTS = ("fp", "w8a8", "modelopt", "plugin")
 REFERENCE = "fp"
 MIN_ROUNDS = 20
 _CLOCKS = "name,driver_version,clocks.sm,clocks.max.sm,temperature.gpu,power.draw"
+
+
+SKELETONS = Path(__file__).parent / "skeletons"
 
 
 class Results:
@@ -220,7 +223,7 @@ def _profile_cells(entry: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("skeletons", type=Path, nargs="+", help="folders of skeletons")
+    parser.add_argument("skeletons", type=Path, nargs="*", default=[SKELETONS], help="folders")
     parser.add_argument("--models", nargs="+", default=["unet", "wan"])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
@@ -230,12 +233,11 @@ def main() -> None:
     parser.add_argument("--level", type=int, default=3, help="builder optimization level, 0 to 5")
     parser.add_argument("--plugin", type=Path, help="library with the HTDQ plugin")
     parser.add_argument("--kernel-trace", type=Path, help="library of kernel_trace.cpp")
-    parser.add_argument("--native-norms", action="store_true")
     options = parser.parse_args()
     deadline = time.perf_counter() + options.budget_s
     options.work.mkdir(parents=True, exist_ok=True)
     cache = options.work / "timing.cache"
-    build_options = BuildOptions(options.level, cache, options.plugin, options.native_norms)
+    build_options = BuildOptions(options.level, cache, options.plugin)
     tensorrt = open_tensorrt(options.plugin)
     trace = KernelTrace(options.kernel_trace) if options.kernel_trace else None
     results = Results(options.out)
@@ -245,7 +247,7 @@ def main() -> None:
             found = [
                 path
                 for folder in options.skeletons
-                for path in folder.glob(f"{model}_{variant}.onnx")
+                for path in folder.glob(f"{model}_{variant}.onnx.xz")
             ]
             plan = options.work / f"{model}_{variant}.plan"
             late = time.perf_counter() > deadline

@@ -1,7 +1,7 @@
 """Writes the float, W8A8 and ModelOpt files of a real-size model, and their skeletons.
 
     PYTHONPATH=.src python -m benchmarks.real_size.make_models unet --work /tmp/real_size \
-        --modelopt /path/to/modelopt/venv/bin/python --skeletons .gpu/real_size
+        --modelopt /path/to/modelopt/venv/bin/python [--skeletons FOLDER]
 
 Steps, each skipped when its file exists (`--steps` picks some):
 
@@ -11,7 +11,7 @@ Steps, each skipped when its file exists (`--steps` picks some):
     ours      w8a8.onnx            qvd-export --target trt8 (qvd), HTDQ inlined
               w8a8_plugin.onnx     the same plan with HTDQ as the plugin node
     modelopt  modelopt.onnx        ModelOpt INT8 PTQ of the same float graph (a copy)
-    skeletons NAME_VARIANT.onnx    the real static shapes, without weights (skeleton.py)
+    skeletons NAME_VARIANT.onnx.xz the real static shapes, without weights (skeleton.py)
 
 Latency depends on which layers are quantized and not on the values of scales, so four calls at a
 small shape calibrate.
@@ -54,6 +54,7 @@ from qvd_trt.calibrators.sources.self_sampling import SelfSampling, SelfSampling
 from qvd_trt.export.graph.interface import read_signature
 from qvd_trt.export.model_file import load_model, save_model
 from qvd_trt.export.passes.lower_opset import LowerOpset
+from qvd_trt.export.passes.normalize_without_plugin import NormalizeWithoutPlugin
 from qvd_trt.export.passes.prepare import Prepare
 from qvd_trt.export.passes.whole_shapes import WholeShapes
 from qvd_trt.export.pipeline import ApplyOptions
@@ -61,6 +62,7 @@ from qvd_trt.export.quantize_model import quantize_model
 from qvd_trt.export.request import QuantizeRequest, plan_path
 from qvd_trt.export.targets import TARGETS, FloatType, HtdqForm
 
+SKELETONS = Path(__file__).parent / "skeletons"
 TRAJECTORIES, STEPS = 2, 2
 TRT8_OPSET = 17
 MODELOPT_OPSET = 19
@@ -234,11 +236,17 @@ def write_static(source: Path, target: Path, shapes: Shapes) -> None:
     for node in model.graph:
         for output in node.outputs:
             output.shape = None
+    _fold_shapes(model)
+    NormalizeWithoutPlugin()(model)
+    _fold_shapes(model)
+    WholeShapes()(model)
+    ir.save(model, target)
+
+
+def _fold_shapes(model: ir.Model) -> None:
     fold_constants(model, onnx_shape_inference=True, input_size_limit=4096, output_size_limit=4096)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     RemoveUnusedNodesPass()(model)
-    WholeShapes()(model)
-    ir.save(model, target)
 
 
 def write_skeletons(model: RealSizeModel, folder: Path, skeletons: Path) -> None:
@@ -246,7 +254,7 @@ def write_skeletons(model: RealSizeModel, folder: Path, skeletons: Path) -> None
     skeletons.mkdir(parents=True, exist_ok=True)
     for variant, file in VARIANTS.items():
         if (folder / file).exists():
-            target = skeletons / f"{model.name}_{variant}.onnx"
+            target = skeletons / f"{model.name}_{variant}.onnx.xz"
             static = folder / f"static_{file}"
             write_static(folder / file, static, model.real_shapes)
             summary = strip(static, target, model.real_shapes)
@@ -260,7 +268,7 @@ def main() -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--layers", type=int, help="of wan; 30 when not given")
     parser.add_argument("--work", type=Path, required=True, help="folder for the full-size files")
-    parser.add_argument("--skeletons", type=Path, default=Path(".gpu/real_size"))
+    parser.add_argument("--skeletons", type=Path, default=SKELETONS)
     parser.add_argument("--modelopt", type=Path, help="python of ModelOpt's environment")
     parser.add_argument("--steps", nargs="+", help="only these")
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 """ONNX files without their weights, for latency: small to carry, filled where they are timed.
 
-    python -m benchmarks.real_size.skeleton strip MODEL.onnx SKELETON.onnx --shape x:2x4x64x64
-    python -m benchmarks.real_size.skeleton fill SKELETON.onnx FOLDER
+    python -m benchmarks.real_size.skeleton strip MODEL.onnx SKELETON.onnx.xz --shape x:2x4x64x64
+    python -m benchmarks.real_size.skeleton fill SKELETON.onnx.xz FOLDER
 
 `strip` turns every large initializer into a reference to `weights.bin` and reads no weight data. It
 also fixes the inputs' shapes and drops all metadata. `fill` writes FOLDER/model.onnx and random
@@ -22,7 +22,7 @@ Needs numpy and onnx only, of any version since Python 3.10.
 from __future__ import annotations
 
 import argparse
-import shutil
+import lzma
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,7 @@ def strip(model_path: Path, skeleton_path: Path, shapes: Shapes) -> str:
 
     Args:
         model_path: An ONNX file; its external data is not read.
-        skeleton_path: Where to write.
+        skeleton_path: Where to write, compressed by xz.
         shapes: Static shapes of all inputs.
     """
     model = onnx.load(str(model_path), load_external_data=False)
@@ -95,7 +95,7 @@ def strip(model_path: Path, skeleton_path: Path, shapes: Shapes) -> str:
         offset += -(-length // ALIGNMENT) * ALIGNMENT
     _fix_shapes(graph, shapes)
     _drop_metadata(model)
-    skeleton_path.write_bytes(model.SerializeToString())
+    skeleton_path.write_bytes(lzma.compress(model.SerializeToString()))
     pairs = sum(node.op_type == "QuantizeLinear" for node in graph.node)
     return (
         f"{skeleton_path.stat().st_size / 1e6:.1f} MB for {offset / 1e9:.2f} GB of weights, "
@@ -107,7 +107,7 @@ def fill(skeleton_path: Path, folder: Path, seed: int = 0) -> Path:
     """Write the skeleton's model with random weights; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MODEL
-    shutil.copyfile(skeleton_path, path)
+    path.write_bytes(lzma.decompress(skeleton_path.read_bytes()))
     graph = onnx.load(str(path), load_external_data=False).graph
     fillings = _fillings(graph)
     generator = np.random.default_rng(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,11 @@ def _quantized_linear(folder: Path) -> Path:
 
 def test_a_filled_skeleton_is_a_model_like_the_original(tmp_path: Path) -> None:
     source = _quantized_linear(tmp_path)
-    strip(source, tmp_path / "skeleton.onnx", {"x": (8, K)})
+    strip(source, tmp_path / "skeleton.onnx.xz", {"x": (8, K)})
     (tmp_path / "d.bin").unlink()
-    assert (tmp_path / "skeleton.onnx").stat().st_size < 3000
-    assert b"secret" not in (tmp_path / "skeleton.onnx").read_bytes()
-    filled = fill(tmp_path / "skeleton.onnx", tmp_path / "filled")
+    assert (tmp_path / "skeleton.onnx.xz").stat().st_size < 3000
+    assert b"secret" not in lzma.decompress((tmp_path / "skeleton.onnx.xz").read_bytes())
+    filled = fill(tmp_path / "skeleton.onnx.xz", tmp_path / "filled")
     onnx.checker.check_model(str(filled))
     session = ort.InferenceSession(str(filled))
     assert session.get_inputs()[0].shape == [8, K]
@@ -77,15 +78,15 @@ def test_a_filled_skeleton_is_a_model_like_the_original(tmp_path: Path) -> None:
 
 def test_weights_are_drawn_by_their_role(tmp_path: Path) -> None:
     source = _quantized_linear(tmp_path)
-    strip(source, tmp_path / "skeleton.onnx", {"x": (8, K)})
-    filled = onnx.load(str(fill(tmp_path / "skeleton.onnx", tmp_path / "filled")))
+    strip(source, tmp_path / "skeleton.onnx.xz", {"x": (8, K)})
+    filled = onnx.load(str(fill(tmp_path / "skeleton.onnx.xz", tmp_path / "filled")))
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in filled.graph.initializer}
     assert abs(values["weight"].std() * np.sqrt(3 * K) - 1) < 0.1
     assert abs(values["gain"].mean() - 1) < 0.01
     assert not values["weight_zero"].any()
     assert abs(127 * values["weight_scale"].mean() / values["weight"].std() - 3) < 0.3
     assert values["scale"] == np.float32(0.03)  # small: stays as it was
-    again = onnx.load(str(fill(tmp_path / "skeleton.onnx", tmp_path / "again")))
+    again = onnx.load(str(fill(tmp_path / "skeleton.onnx.xz", tmp_path / "again")))
     assert again == filled
 
 

@@ -32,6 +32,7 @@ class BuildPlan:
         workspace: Most bytes of scratch memory.
         plugin: The HTDQ library to load, absolute.
         optimization_level: TensorRT's builder optimization level.
+        cublas: Whether TensorRT 8.6 may use cuBLAS and cuDNN.
         compute_capabilities: GPU generations of a TensorRT-RTX engine.
         notes: What the user should know of the choices.
         warnings: What the user should change.
@@ -48,6 +49,7 @@ class BuildPlan:
     workspace: int | None = None
     plugin: Path | None = None
     optimization_level: int | None = None
+    cublas: bool = True
     compute_capabilities: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -91,6 +93,7 @@ def plan_build(
         workspace=request.workspace,
         plugin=None if plugin is None else plugin.absolute(),
         optimization_level=request.optimization_level,
+        cublas=request.cublas,
         compute_capabilities=request.compute_capabilities,
         notes=_notes(model, kind, version, strongly_typed),
         warnings=(
@@ -112,6 +115,8 @@ def _check_options(request: BuildRequest, kind: RuntimeKind, version: Version) -
         raise UserError(
             "--timing-cache: TensorRT-RTX times no kernels while it builds; leave it out"
         )
+    if not request.cublas and (kind == "rtx" or version >= FIRST_STRONGLY_TYPED):
+        raise UserError(f"--no-cublas: {label} uses no cuBLAS; leave it out")
     if request.dtype is not None and (kind == "rtx" or version >= FIRST_STRONGLY_TYPED):
         raise UserError(
             f"--dtype: {label} takes all types from the file; choose them with "

@@ -27,6 +27,8 @@ class BuildRequest:
         use_plugin: Whether to load the HTDQ plugin.
         plugin: Its library; None for the one that ``trt_plugins build`` wrote.
         optimization_level: 0 (fast build) to 5 (fast engine); None for TensorRT's default.
+        cublas: Whether TensorRT 8.6 may take kernels from cuBLAS and cuDNN, and hands them to
+            plugins; it then needs both.
         compute_capabilities: GPU generations of a TensorRT-RTX engine, such as ``8.9``; empty for
             TensorRT-RTX's default.
     """
@@ -41,4 +43,5 @@ class BuildRequest:
     use_plugin: bool = False
     plugin: Path | None = None
     optimization_level: int | None = None
+    cublas: bool = True
     compute_capabilities: tuple[str, ...] = ()

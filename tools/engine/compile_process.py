@@ -69,4 +69,6 @@ def _failure(plan: BuildPlan, answer: CompileAnswer) -> str:
     if answer.failed == "parse":
         first = "; ".join(answer.errors[:ERRORS_SHOWN]) or "it logged no error"
         return f"{label} cannot read {plan.model}: {first}"
+    if plan.cublas and "cublas" in said.lower():
+        said += "; install cuBLAS, or give --no-cublas"
     return f"{label} cannot build {plan.model}: {said}"

@@ -185,6 +185,9 @@ def _make_config(install: TensorRTInstall, plan: BuildPlan) -> Callable[[Any, An
     if plan.timing_cache is not None and plan.timing_cache.exists():
         common["load_timing_cache"] = str(plan.timing_cache)
     # TensorRT's and trtexec's default, which Polygraphy does not share.
+    if not plan.cublas:
+        names = set(trt.TacticSource.__members__) - {"CUBLAS", "CUBLAS_LT", "CUDNN"}
+        common["tactic_sources"] = [getattr(trt.TacticSource, name) for name in sorted(names)]
     config = CreateConfig(tf32=True, fp16=plan.fp16, int8=plan.int8, **common)
     if plan.embeds_plugin:
 

@@ -40,6 +40,8 @@ def _arguments(plan: BuildPlan, engine: Path) -> Iterator[str]:
         yield f"--computeCapabilities={','.join(names)}"
     if plan.workspace is not None:
         yield f"--memPoolSize=workspace:{plan.workspace / _MEBIBYTE:g}"
+    if not plan.cublas:
+        yield "--tacticSources=-CUBLAS,-CUBLAS_LT,-CUDNN"
     if plan.optimization_level is not None:
         yield f"--builderOptimizationLevel={plan.optimization_level}"
     if plan.timing_cache is not None:

@@ -48,6 +48,7 @@ LIBRARY = ("--plugin", "lib.so")
         (["trt.onnx", *PRINT, "10", "--runtime", "rtx"], "leave --runtime rtx out"),
         (["trt.onnx", *PRINT, "10", "--dtype", "fp16"], "takes all types from the file"),
         (["trt.onnx", *PRINT, "11", "--dtype", "fp32"], "takes all types from the file"),
+        (["trt.onnx", *PRINT, "10", "--no-cublas"], "uses no cuBLAS; leave it out"),
         (["rtx.onnx", *RTX, "--ahead-of-time", "fast"], "write for example SM89,SM120"),
         (["rtx.onnx", *RTX, "--timing-cache", "t"], "times no kernels while it builds"),
         (["rtx.onnx", *RTX, "--dtype", "fp16"], "takes all types from the file"),
