@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.real_size.cuda import Cuda, CudaError
+from qvd_trt.tools.engine.inspector_layers import read_entry
 
 os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
 
@@ -144,11 +144,12 @@ class TimedEngine:
         """What the inspector says of every layer."""
         inspector = self._engine.create_engine_inspector()
         inspector.execution_context = self._context
-        text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
-        return [
-            layer if isinstance(layer, dict) else {"Name": layer}
-            for layer in json.loads(text)["Layers"]
+        form = self._trt.LayerInformationFormat.JSON
+        entries = [
+            read_entry(inspector.get_layer_information(index, form))
+            for index in range(self._engine.num_layers)
         ]
+        return [entry if isinstance(entry, dict) else {"Name": entry} for entry in entries]
 
     def profile(self) -> dict[str, float]:
         """Mean milliseconds of every layer, run one by one; replaces the CUDA graph."""

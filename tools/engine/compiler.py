@@ -209,8 +209,9 @@ def _list_layers(
     try:
         runtime = trt.Runtime(log)
         runtime.engine_host_code_allowed = True
-        inspector = runtime.deserialize_cuda_engine(engine).create_engine_inspector()
-        text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-        return tuple(inspector_layers(text)), None
+        built = runtime.deserialize_cuda_engine(engine)
+        inspector, form = built.create_engine_inspector(), trt.LayerInformationFormat.JSON
+        texts = [inspector.get_layer_information(at, form) for at in range(built.num_layers)]
+        return tuple(inspector_layers(texts)), None
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         return (), " ".join([*log.errors[-1:], str(error)])

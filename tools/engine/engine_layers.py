@@ -50,7 +50,12 @@ class EngineLayer:
 
     @property
     def is_copy(self) -> bool:
-        """Whether it only changes the layout or the type of a tensor."""
+        """Whether it only changes the layout or the type of a tensor.
+
+        TensorRT 8.6 runs a QuantizeLinear as a Reformat layer of that name: that is no copy.
+        """
+        if self.kind == "Reformat" and self.onnx_nodes:
+            return False
         text = f"{self.kind} {self.name}".lower().replace(" ", "")
         generated = _GENERATED_COPY.match(self.name) is not None
         return generated or any(word in text for word in _COPY_WORDS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from qvd_trt.tools.engine.engine_layers import EngineLayer
@@ -34,21 +34,36 @@ _DATATYPES = {
 }
 _WORD = re.compile(r"\w+")
 _JOINT = re.compile(r" \+ |\s*\|\|\s*|, ")
+_TEXT_KEYS = ("Name", "LayerType", "TacticName", "PluginType", "Metadata")
+_STRING = r'"{}"\s*:\s*"((?:[^"\\]|\\.)*)"'
 _WRAPPER = re.compile(r"^(?:PWN|fusion|Reformatting CopyNode[^()]*)\(|\)+$")
 
 
-def inspector_layers(text: str) -> Iterator[EngineLayer]:
-    """Yield the layers of ``get_engine_information(LayerInformationFormat.JSON)``.
-
-    Raises:
-        ValueError: The text is no JSON object with a list of layers.
-    """
-    document = json.loads(text)
-    entries = document.get("Layers") if isinstance(document, dict) else None
-    if not isinstance(entries, list):
-        raise ValueError("the engine inspector lists no layers")
-    for entry in entries:
+def inspector_layers(texts: Iterable[str]) -> Iterator[EngineLayer]:
+    """Yield the layers of ``get_layer_information(index, LayerInformationFormat.JSON)``."""
+    for text in texts:
+        entry = read_entry(text)
         yield _layer(entry) if isinstance(entry, dict) else _bare(str(entry))
+
+
+def read_entry(text: str) -> Any:
+    """What the inspector says of one layer.
+
+    TensorRT 8.6 writes broken JSON for some kinds of layers. Of those the few keys that matter
+    are read one by one: ``Name``, ``LayerType``, ``TacticName``, ``Metadata`` and the types of
+    ``Inputs`` and ``Outputs``.
+    """
+    try:
+        return json.loads(text)
+    except ValueError:
+        entry: dict[str, Any] = {
+            key: found[1] for key in _TEXT_KEYS if (found := re.search(_STRING.format(key), text))
+        }
+        before, _, outputs = text.partition('"Outputs"')
+        for key, section in (("Inputs", before.partition('"Inputs"')[2]), ("Outputs", outputs)):
+            types = re.findall(_STRING.format("Format/Datatype"), section)
+            entry[key] = [{"Format/Datatype": datatype} for datatype in types]
+        return entry
 
 
 def _layer(entry: Mapping[str, Any]) -> EngineLayer:

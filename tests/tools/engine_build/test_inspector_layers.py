@@ -25,7 +25,7 @@ def tensor(name: str, form: str, dims: list[int] | None = None) -> dict[str, Any
 
 
 def read(*layers: object) -> list[EngineLayer]:
-    return list(inspector_layers(json.dumps({"Layers": layers, "Bindings": ["x", "y"]})))
+    return list(inspector_layers(map(json.dumps, layers)))
 
 
 INT8_CONV = {
@@ -112,7 +112,24 @@ def test_missing_keys_are_taken() -> None:
     assert not bare.is_int8_product
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"Layers": 3}', "no JSON"])
-def test_other_text_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"lists no layers|Expecting value"):
-        list(inspector_layers(text))
+def test_quantize_as_reformat_is_no_copy() -> None:
+    (layer,) = read({**COPY, "Name": "down.conv1/qvd/quantize"})
+    assert layer.onnx_nodes == ("down.conv1/qvd/quantize",)
+    assert not layer.is_copy
+
+
+@pytest.mark.parametrize(
+    "broken", ['"Literals": [0.5f]', '"Operations": ["a" "b"]', '"Params": inf']
+)
+def test_broken_json_is_read_as_far_as_it_matters(broken: str) -> None:
+    text = json.dumps(INT8_CONV)[:-1] + f", {broken}}}"
+    with pytest.raises(ValueError, match="Expecting"):
+        json.loads(text)
+    (whole,), (layer,) = read(INT8_CONV), inspector_layers([text])
+    assert (layer.name, layer.kind, layer.onnx_nodes) == (whole.name, whole.kind, whole.onnx_nodes)
+    assert (layer.inputs, layer.outputs) == (whole.inputs, whole.outputs)
+
+
+def test_text_without_keys_is_a_layer_without_a_name() -> None:
+    (layer,) = inspector_layers(["{oops"])
+    assert (layer.name, layer.kind, layer.inputs) == ("", "", ())
