@@ -16,8 +16,8 @@ from qvd_trt.export.graph.interface import read_signature
 from qvd_trt.export.model_file import load_model, save_model
 from qvd_trt.export.passes.lower_precision import LowerPrecision
 from qvd_trt.export.passes.prepare import Prepare
+from qvd_trt.tools.engine.array_cast import cast_exactly
 from qvd_trt.tools.engine.engine_session import EngineSession
-from qvd_trt.tools.validation.array_cast import cast_exactly
 from qvd_trt.tools.validation.measure import as_float32
 
 _LOW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)

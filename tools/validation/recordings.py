@@ -16,7 +16,7 @@ from qvd_trt.calibrators.arrays import AnyArray
 from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.sources.calls import DenoiserCall
 from qvd_trt.export.model_file import written_together
-from qvd_trt.tools.validation.array_cast import cast_exactly
+from qvd_trt.tools.engine.array_cast import cast_exactly
 from qvd_trt.tools.validation.report import ENGINE, FLOAT, QDQ
 
 LOAD_INPUTS_FILE = "load_inputs.txt"

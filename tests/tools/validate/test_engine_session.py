@@ -13,9 +13,9 @@ import pytest
 
 from qvd_trt.calibrators.errors import UserError
 from qvd_trt.tools.engine import engine_session
+from qvd_trt.tools.engine.array_cast import cast_exactly
 from qvd_trt.tools.engine.engine_session import DeviceTensor, EngineSession
 from qvd_trt.tools.engine.tensorrt_install import TensorRTInstall
-from qvd_trt.tools.validation.array_cast import cast_exactly
 from tests.gpu import has_gpu
 from tests.tools.validate import fake_tensorrt
 from tests.tools.validate.validated import OUTPUT, Validate, calls, relative_rms, run
