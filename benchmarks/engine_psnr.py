@@ -87,12 +87,18 @@ def compare(clips: Mapping[str, Float32Array], labels: AnyArray) -> list[Pair]:
     return pairs
 
 
-def load_clips(drawn: Path | None) -> dict[str, Float32Array]:
-    """Clips of an earlier call, by denoiser; none when there was no such call."""
+def load_clips(drawn: Path | None, settings: tuple[int, float, int]) -> dict[str, Float32Array]:
+    """Clips of an earlier call, by denoiser; none when there was no such call.
+
+    Raises:
+        ValueError: they were drawn with other steps, guidance or in another number.
+    """
     if drawn is None or not drawn.exists():
         return {}
     with np.load(drawn) as clips:
-        return {name: clips[name] for name in clips.files}
+        if tuple(clips["settings"]) != settings:
+            raise ValueError(f"{drawn} has (steps, guidance, clips) {tuple(clips['settings'])}")
+        return {name: clips[name] for name in clips.files if name != "settings"}
 
 
 def table(pairs: Sequence[Pair]) -> str:
@@ -138,7 +144,7 @@ def main() -> None:
         f"{name}, engine": lambda path=path: engine_predict(Path(path), options.plugin)
         for name, path in engines.items()
     }
-    clips = load_clips(options.drawn)
+    clips = load_clips(options.drawn, settings := (options.steps, options.guidance, options.clips))
     for name, open_denoiser in denoisers.items():
         if name in clips:
             continue
@@ -146,7 +152,7 @@ def main() -> None:
         clips[name] = sample_clips(open_denoiser(), request)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
         if options.drawn is not None:
-            np.savez(options.drawn, **clips)  # type: ignore[arg-type]
+            np.savez(options.drawn, **clips, settings=settings)  # type: ignore[arg-type]
     pairs = compare({name: clips[name] for name in denoisers}, request.labels)
     options.out.mkdir(parents=True, exist_ok=True)
     stem = options.out / "engine_psnr"

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
+from qvd_trt.calibrators.arrays import AnyArray
 from qvd_trt.calibrators.errors import UserError
 
 CPU = ("CPUExecutionProvider",)
@@ -43,7 +44,7 @@ def open_session(
         UserError: ONNX Runtime cannot load the model, or the first provider does not start.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised too
     if faithful_qdq:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if bounded_memory:
@@ -69,6 +70,30 @@ def open_session(
     if providers[0] not in session.get_providers():
         raise _not_started(providers[0])
     return session
+
+
+def run_session(
+    session: ort.InferenceSession, outputs: Sequence[str] | None, feed: Mapping[str, AnyArray]
+) -> list[AnyArray]:
+    """The named outputs, or all.
+
+    Raises:
+        UserError: the model does not run on these inputs.
+    """
+    try:
+        found: list[AnyArray] = session.run(outputs, dict(feed))
+    except Exception as error:  # ONNX Runtime raises classes of no common base
+        raise cannot_run(error, {name: array.shape for name, array in feed.items()}) from error
+    return found
+
+
+def cannot_run(error: Exception, shapes: Mapping[str, Sequence[int]]) -> UserError:
+    """What to say when a session fails on inputs of these shapes."""
+    reason = str(error).strip().splitlines()[0]
+    listed = {name: list(shape) for name, shape in shapes.items() if not name.startswith("qvd/")}
+    return UserError(
+        f"the model does not run on shapes {listed}; give others. ONNX Runtime says: {reason}"
+    )
 
 
 def _load_cuda() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qvd_trt.calibrators.ort_session import open_session
+from qvd_trt.calibrators.ort_session import open_session, run_session
 from qvd_trt.calibrators.progress import Progress
 from qvd_trt.calibrators.sqnr import output_sqnr
 from qvd_trt.calibrators.stats import HeldOutCall
@@ -29,7 +29,7 @@ def measure_held_out(
     scores = []
     with progress.step("measure", len(calls)) as advance:
         for call in calls:
-            (output,) = session.run([name], dict(call.inputs))
+            (output,) = run_session(session, [name], call.inputs)
             sqnr = output_sqnr(call.prediction, np.asarray(output, np.float32))
             scores.append(HeldOutScore(call.timestep, round(sqnr, 2)))
             advance()

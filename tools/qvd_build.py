@@ -56,7 +56,9 @@ def _build(options: argparse.Namespace) -> int:
 def _print_trtexec(options: argparse.Namespace, request: BuildRequest) -> int:
     from qvd_trt.tools.engine.build_engine import equivalent_command
 
-    print(equivalent_command(request, *_asked_tensorrt(options)))
+    command, warnings = equivalent_command(request, *_asked_tensorrt(options))
+    _say((), warnings)
+    print(command)
     return EXIT_OK
 
 

@@ -71,7 +71,7 @@ class Cuda:
         finally:
             self._call("cudaStreamEndCapture", self._stream, byref(graph))
         # CUDA 12's form; CUDA 11 takes two more arguments and ignores null ones.
-        zeros = (c_void_p(), c_size_t(0))
+        zeros = (c_void_p(), c_void_p(), c_size_t(0))
         self._call("cudaGraphInstantiate", byref(executable), graph, *zeros)
 
         def launch() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.real_size.cuda import Cuda, CudaError
+from qvd_trt.calibrators.atomic_write import write_atomically
 from qvd_trt.tools.engine.inspector_layers import read_entry
 
 os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
@@ -181,5 +182,5 @@ def build_to(
 ) -> float:
     """Build into a file; returns the seconds it took."""
     start = time.perf_counter()
-    plan.write_bytes(build_engine(trt, logger, model, int8, options))
+    write_atomically(plan, build_engine(trt, logger, model, int8, options))
     return time.perf_counter() - start

@@ -37,15 +37,12 @@ from benchmarks.real_size.cuda import Cuda
 from benchmarks.real_size.engines import BuildOptions, TimedEngine, build_to, open_tensorrt
 from benchmarks.real_size.kernel_trace import KernelTrace
 from benchmarks.real_size.layer_report import HTDQ, INT8_PRODUCT, REFORMAT, layer_times, summarize
-from benchmarks.real_size.skeleton import fill
+from benchmarks.real_size.skeleton import SKELETONS, fill
 
 VARIANTS = ("fp", "w8a8", "modelopt", "plugin")
 REFERENCE = "fp"
 MIN_ROUNDS = 20
 _CLOCKS = "name,driver_version,clocks.sm,clocks.max.sm,temperature.gpu,power.draw"
-
-
-SKELETONS = Path(__file__).parent / "skeletons"
 
 
 class Results:
@@ -77,6 +74,7 @@ class Results:
 
 def build(
     skeleton: Path,
+    variant: str,
     plan: Path,
     entry: dict[str, Any],
     options: BuildOptions,
@@ -87,7 +85,7 @@ def build(
     start = time.perf_counter()
     model = fill(skeleton, folder)
     entry["fill_s"] = round(time.perf_counter() - start, 1)
-    variant = skeleton.stem.rpartition("_")[2]
+    entry.pop("error", None)
     try:
         entry["build_s"] = round(build_to(*tensorrt, model, plan, variant != REFERENCE, options), 1)
         entry["level"] = options.level
@@ -253,7 +251,8 @@ def main() -> None:
             late = time.perf_counter() > deadline
             needs_plugin = variant == "plugin" and options.plugin is None
             if found and not plan.exists() and not late and not needs_plugin:
-                build(found[0], plan, results.engine(model, variant), build_options, tensorrt)
+                entry = results.engine(model, variant)
+                build(found[0], variant, plan, entry, build_options, tensorrt)
                 results.save()
             if plan.exists():
                 plans[variant] = plan

@@ -44,7 +44,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedN
 from onnxscript.optimizer import fold_constants
 
 from benchmarks.real_size.models import MODELS, RealSizeModel, Shapes, wan
-from benchmarks.real_size.skeleton import strip
+from benchmarks.real_size.skeleton import SKELETONS, strip
 from benchmarks.real_size.widen import widen
 from qvd_trt.calibrators.arrays import AnyArray
 from qvd_trt.calibrators.ort_session import open_session
@@ -62,7 +62,6 @@ from qvd_trt.export.quantize_model import quantize_model
 from qvd_trt.export.request import QuantizeRequest, plan_path
 from qvd_trt.export.targets import TARGETS, FloatType, HtdqForm
 
-SKELETONS = Path(__file__).parent / "skeletons"
 TRAJECTORIES, STEPS = 2, 2
 TRT8_OPSET = 17
 MODELOPT_OPSET = 19
@@ -272,6 +271,8 @@ def main() -> None:
     parser.add_argument("--modelopt", type=Path, help="python of ModelOpt's environment")
     parser.add_argument("--steps", nargs="+", help="only these")
     options = parser.parse_args()
+    if options.layers and options.model != "wan":
+        parser.error("--layers is for wan")
     model = wan(options.layers) if options.layers else MODELS[options.model]()
     folder = options.work / model.name
     folder.mkdir(parents=True, exist_ok=True)

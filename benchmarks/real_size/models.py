@@ -27,7 +27,6 @@ class RealSizeModel:
 
     Attributes:
         name: Short name, also of its files.
-        title: What it is, for the table.
         build: Makes the module, with random weights.
         dtypes: Inputs in the order of `forward`, and their types.
         dynamic_dims: {input: {axis: symbol}} of the exported file.
@@ -40,7 +39,6 @@ class RealSizeModel:
     """
 
     name: str
-    title: str
     build: Callable[[], nn.Module]
     dtypes: Mapping[str, torch.dtype]
     dynamic_dims: Mapping[str, Mapping[int, str]]
@@ -113,7 +111,6 @@ def unet(narrowing: int = 1) -> RealSizeModel:
 
     return RealSizeModel(
         name="unet",
-        title="AnimateDiff / SD 1.5, 16 x 48 x 56 latents, batch 2",
         build=build,
         dtypes={
             "sample": torch.float32,
@@ -160,7 +157,6 @@ def wan(layers: int = WAN_LAYERS) -> RealSizeModel:
 
     return RealSizeModel(
         name="wan",
-        title=f"Wan 1.3B, {layers} layers, 5 x 60 x 104 latents, batch 1",
         build=build,
         dtypes={
             "hidden_states": torch.float32,

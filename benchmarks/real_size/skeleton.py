@@ -33,6 +33,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
+SKELETONS = Path(__file__).parent / "skeletons"
 WEIGHTS = "weights.bin"
 MODEL = "model.onnx"
 INLINE_ELEMENTS = 256

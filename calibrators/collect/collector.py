@@ -18,7 +18,7 @@ from qvd_trt.calibrators.collect.probes import (
 )
 from qvd_trt.calibrators.collect.request import StatisticsRequest, row_limit
 from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.ort_session import open_session
+from qvd_trt.calibrators.ort_session import open_session, run_session
 from qvd_trt.calibrators.sites import Layer, Site
 from qvd_trt.calibrators.sources.calls import DenoiserCall
 from qvd_trt.calibrators.sources.signature import ModelSignature
@@ -87,7 +87,7 @@ class StatisticsCollector:
         feed = dict(call.inputs)
         if self._rows_per_call:
             feed[POSITIONS_INPUT] = np.zeros((self._rows_per_call, POSITION_COLUMNS))
-        (prediction,) = self._session.run([self._prediction], feed)
+        (prediction,) = run_session(self._session, [self._prediction], feed)
         return HeldOutCall(call.inputs, prediction, timestep_of(call, self._signature))
 
     def observe(self, call: DenoiserCall) -> AnyArray:
@@ -101,7 +101,7 @@ class StatisticsCollector:
         priorities, positions = _draw_rows(call, self._rows_per_call)
         if self._rows_per_call:
             feed[POSITIONS_INPUT] = positions
-        values = dict(zip(self._output_names, self._session.run(None, feed), strict=True))
+        values = dict(zip(self._output_names, run_session(self._session, None, feed), strict=True))
         for tensor, probes in self._probes.items():
             self._reduce_ranges(tensor, probes, values, timestep)
             self._reduce_rows(tensor, probes, values, timestep, priorities)

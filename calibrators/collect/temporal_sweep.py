@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from qvd_trt.calibrators.arrays import AnyArray, Float64Array
-from qvd_trt.calibrators.ort_session import open_session
+from qvd_trt.calibrators.ort_session import open_session, run_session
 from qvd_trt.calibrators.sites import Site
 from qvd_trt.calibrators.sources.signature import ModelSignature
 from qvd_trt.calibrators.stats import TemporalFeatures, merge_temporal
@@ -45,7 +45,7 @@ class TemporalSweep:
         for timestep in timesteps:
             feed: dict[str, AnyArray] = {name: template[name] for name in self._read}
             feed[self._signature.timestep] = np.full_like(like, timestep)
-            values = self._session.run([site.tensor for site in self._sites], feed)
+            values = run_session(self._session, [site.tensor for site in self._sites], feed)
             for site, value in zip(self._sites, values, strict=True):
                 rows = np.unique(value.reshape(-1, site.channels), axis=0).astype(np.float32)
                 feature = TemporalFeatures(rows, np.full(len(rows), float(timestep)))

@@ -39,6 +39,7 @@ class Sampler:
         input_weight: ``[S]`` float64.
         state_weight: ``[S]`` float64.
         prediction_weight: ``[S]`` float64.
+        about: What it was made with, defaults included, for reports.
     """
 
     timesteps: Float64Array
@@ -46,6 +47,7 @@ class Sampler:
     input_weight: Float64Array
     state_weight: Float64Array
     prediction_weight: Float64Array
+    about: str
 
     def scale_input(self, state: Float32Array, index: int) -> Float32Array:
         """What the model is given at step ``index``; any shape, float32."""
@@ -101,8 +103,9 @@ def ddim_sampler(options: SamplerOptions) -> Sampler:
         UserError: unknown prediction, schedule or spacing.
     """
     _refuse("ddim", options, "shift")
-    kept = _alphas_cumprod(options.schedule or "linear")
-    timesteps = _spaced(options.steps, options.spacing or "trailing")
+    schedule, spacing = options.schedule or "linear", options.spacing or "trailing"
+    kept = _alphas_cumprod(schedule)
+    timesteps = _spaced(options.steps, spacing)
     previous = timesteps - TRAIN_STEPS // options.steps
     signal = kept[timesteps]
     next_signal = np.where(previous >= 0, kept[np.maximum(previous, 0)], 1.0)
@@ -121,7 +124,14 @@ def ddim_sampler(options: SamplerOptions) -> Sampler:
             f"--prediction: {prediction!r} is unknown; use epsilon, v_prediction or sample"
         )
     ones = np.ones(options.steps)
-    return Sampler(timesteps.astype(np.float64), 1.0, ones, state_weight, prediction_weight)
+    return Sampler(
+        timesteps.astype(np.float64),
+        1.0,
+        ones,
+        state_weight,
+        prediction_weight,
+        f"prediction {prediction}, schedule {schedule}, spacing {spacing}",
+    )
 
 
 def flow_sampler(options: SamplerOptions) -> Sampler:
@@ -144,7 +154,8 @@ def flow_sampler(options: SamplerOptions) -> Sampler:
     smallest = shifted(np.array([1 / TRAIN_STEPS]))[0]
     sigmas = shifted(np.linspace(1.0, smallest, options.steps))
     ones = np.ones(options.steps)
-    return Sampler(sigmas * TRAIN_STEPS, 1.0, ones, ones, np.diff(sigmas, append=0.0))
+    steps = np.diff(sigmas, append=0.0)
+    return Sampler(sigmas * TRAIN_STEPS, 1.0, ones, ones, steps, f"shift {shift:g}")
 
 
 def edm_sampler(options: SamplerOptions) -> Sampler:
@@ -169,6 +180,7 @@ def edm_sampler(options: SamplerOptions) -> Sampler:
         input_weight=1 / spread,
         state_weight=1 + relative * (1 - 1 / spread**2),
         prediction_weight=relative * sigmas / spread,
+        about="prediction v_prediction, Karras sigmas 700 to 0.002",
     )
 
 

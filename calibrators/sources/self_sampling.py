@@ -95,15 +95,17 @@ class SelfSampling:
         )
         self._prepare(0)
 
+    @property
+    def sampler(self) -> Sampler:
+        """The sampler of every trajectory."""
+        return self._sampler
+
     def describe(self) -> str:
         """One line for the report."""
         options = self._options
-        details = [
-            f"{name} {value}"
-            for name in ("prediction", "schedule", "spacing", "shift", "guidance")
-            if (value := getattr(options, name)) is not None
-        ]
-        how = ", ".join([*details, f"seed {options.seed}"])
+        guidance = f"guidance {options.guidance:g}" if options.guided else ""
+        details = (self._sampler.about, guidance, f"seed {options.seed}")
+        how = ", ".join(detail for detail in details if detail)
         return (
             f"{options.samples} self-sampled trajectories of {options.steps} {options.sampler} "
             f"steps ({how})"

@@ -1,6 +1,6 @@
 """Samples PanDigits clips with a drop-in denoiser and a diffusers scheduler.
 
-    python -m examples.pandigits.sample --model examples/pandigits_unet/model.onnx -o clips.gif
+    python -m examples.pandigits.sample --model examples/pandigits_unet/model.onnx -o out/clips.gif
 
 ``--model`` is an ONNX file, float or QDQ, or a TensorRT engine. The output is an animated ``.gif``
 of all clips, or a ``.png`` contact sheet with a row of frames per clip.
@@ -151,6 +151,9 @@ def _sample(arguments: argparse.Namespace) -> int:
     output: Path = arguments.output
     if output.suffix not in WRITERS:
         raise UserError(f"{output} must end in {' or '.join(WRITERS)}")
+    for option, least in (("clips", 1), ("steps", 1), ("seed", 0)):
+        if getattr(arguments, option) < least:
+            raise UserError(f"--{option} must be {least} or more")
     denoiser = open_denoiser(arguments.model, arguments.provider, arguments.plugin)
     tokens, null_tokens = condition_tokens(arguments.folder, balanced_labels(arguments.clips))
     clips = [

@@ -43,6 +43,11 @@ def _feeds_quantize(node: ir.Node) -> bool:
     return any(reader.op_type == "QuantizeLinear" for reader in node.outputs[0].consumers())
 
 
+def _feeds_one_node(node: ir.Node) -> bool:
+    output = node.outputs[0]
+    return len(output.consumers()) == 1 and not output.is_graph_output()
+
+
 def _rewrite(node: ir.Node) -> None:
     value = node.inputs[0]
     assert value is not None
@@ -50,7 +55,12 @@ def _rewrite(node: ir.Node) -> None:
     if node.op_type == "Sub":
         node.op_type = "Add"
         _set_operand(node, -_operand(node))
-    elif before is not None and before.op_type == "Sub" and _per_channel(before):
+    elif (
+        before is not None
+        and before.op_type == "Sub"
+        and _per_channel(before)
+        and _feeds_one_node(before)
+    ):
         shift, factor = _operand(before), _operand(node)
         before.op_type, node.op_type = "Mul", "Add"
         _set_operand(before, factor)

@@ -7,6 +7,8 @@ import onnx_ir as ir
 
 from qvd_trt.export.passes.layer_edits import add_initializer, constant_array
 
+_FIRST_OPSET = 17
+"""The first with LayerNormalization."""
 _LAST_EXTENT = (("start", 2), ("end", 3), ("axis", 0))
 
 
@@ -15,10 +17,13 @@ class NormalizeWithoutPlugin(ir.passes.InPlacePass):
 
     TensorRT 8.6's parser makes it a plugin that needs cuDNN; LayerNormalization over the last axis
     is the same function and a layer of its own. Its scale must have L elements, which only the
-    running graph knows, so it is expanded from a one.
+    running graph knows, so it is expanded from a one. Below opset 17 there is no
+    LayerNormalization, and the graph is left alone.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        if model.opset_imports.get("", 0) < _FIRST_OPSET:
+            return ir.passes.PassResult(model, False)
         found = [node for node in model.graph if _is_group_norm(node)]
         for node in found:
             _rewrite(model.graph, node)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import lzma
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.real_size import latency
+from benchmarks.real_size.engines import BuildOptions
 from benchmarks.real_size.layer_report import (
     FLOAT_PRODUCT,
     FUSED_REGION,
@@ -88,6 +92,28 @@ def test_weights_are_drawn_by_their_role(tmp_path: Path) -> None:
     assert values["scale"] == np.float32(0.03)  # small: stays as it was
     again = onnx.load(str(fill(tmp_path / "skeleton.onnx.xz", tmp_path / "again")))
     assert again == filled
+
+
+@pytest.mark.parametrize(("variant", "int8"), [("fp", False), ("w8a8", True)])
+def test_only_quantized_variants_are_built_with_int8(
+    variant: str, int8: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skeleton = tmp_path / f"small_{variant}.onnx.xz"
+    strip(_quantized_linear(tmp_path), skeleton, {"x": (8, K)})
+    asked = []
+
+    def build_to(trt: Any, logger: Any, model: Path, plan: Path, int8: bool, options: Any) -> float:
+        asked.append(int8)
+        plan.write_bytes(b"plan")
+        return 1.0
+
+    monkeypatch.setattr(latency, "build_to", build_to)
+    tensorrt: Any = SimpleNamespace(__version__="8.6.0"), None
+    entry: dict[str, Any] = {"error": "of an earlier call"}
+    options = BuildOptions(0, tmp_path / "cache", None)
+    latency.build(skeleton, variant, tmp_path / "small.plan", entry, options, tensorrt)
+    assert asked == [int8]
+    assert "error" not in entry
 
 
 def test_layers_are_sorted_by_what_they_read_and_are() -> None:

@@ -37,6 +37,18 @@ def test_same_function(body: str, expected: list[str]) -> None:
     np.testing.assert_array_equal(run_in_onnx_runtime(model, feeds)[0], before)
 
 
+def test_a_shift_with_other_readers_keeps_its_value() -> None:
+    shape = "float[2,3,4,3]"
+    body = f"d = Sub(x, z)\n m = Mul(d, s)\n {QUANTIZE}\n other = Relu(d)"
+    model = graph(body, f"{shape} x", f"{shape} y, {shape} other", CONSTANTS, opset=17)
+    feeds = {"x": np.random.default_rng(0).normal(size=(2, 3, 4, 3)).astype(np.float32)}
+    before = run_in_onnx_runtime(model, feeds)
+    assert MultiplyThenAdd()(model).modified
+    assert ops(model)[:2] == ["Sub", "Div"]
+    for found, expected in zip(run_in_onnx_runtime(model, feeds), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize(
     "body",
     ["m = Mul(x, row)", "d = Mul(x, s)\n m = Relu(d)", "d = Sub(x, row)\n m = Mul(d, row)"],

@@ -35,3 +35,8 @@ def test_same_function_at_every_length() -> None:
 def test_others_are_left_alone(shape: str, constants: str) -> None:
     model = graph(NORM, f"float[{shape}] x", f"float[{shape}] y", constants, opset=17)
     assert not NormalizeWithoutPlugin()(model).modified
+
+
+def test_an_opset_without_layer_normalization_is_left_alone() -> None:
+    model = graph(NORM, "float[n,3,l] x", "float[n,3,l] y", f"{ONES}, {ZEROS}", opset=16)
+    assert not NormalizeWithoutPlugin()(model).modified

@@ -291,8 +291,8 @@ class TestFailures:
         assert int8_layers(built) == {"matmul"}
         assert built.engine_bytes_len > 32 * 32
 
-    def test_death_of_the_child_is_reported(self, tmp_path: Path) -> None:
-        with pytest.raises(RtxBuildError, match=r"ended with code 1(.|\n)*SM10"):
+    def test_unknown_gpu_generation_is_reported(self, tmp_path: Path) -> None:
+        with pytest.raises(RtxBuildError, match="SM10"):
             build(TestNegativeControls.conv(tmp_path / "m.onnx", Net()), ("1.0",))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.ort_session import CPU, open_session
+from qvd_trt.calibrators.ort_session import CPU, cannot_run, open_session
 from qvd_trt.calibrators.sources.signature import TensorSpec
 from qvd_trt.export.graph.interface import read_signature
 from qvd_trt.export.model_file import load_model
@@ -41,13 +41,17 @@ class OrtDenoiser(GraphDenoiser):
             config: The torch model's configuration, for pipelines that read it.
 
         Raises:
-            UserError: torch is missing, the model cannot be loaded, or its inputs or output have
-                a type that ONNX Runtime cannot bind.
+            UserError: torch or its CUDA is missing, the model cannot be loaded, or its inputs or
+                output have a type that ONNX Runtime cannot bind.
         """
         torch = import_torch()
         path = Path(model)
         signature = read_signature(load_model(path).graph)
         on_gpu = providers[0].startswith("CUDA")
+        if on_gpu and not torch.cuda.is_available():
+            raise UserError(
+                "the CUDA provider needs torch with CUDA and an NVIDIA GPU; or use --provider cpu"
+            )
         super().__init__(signature.inputs, torch.device("cuda" if on_gpu else "cpu", 0), config)
         self._output = signature.output
         for spec in (*self.inputs, self._output):
@@ -76,9 +80,7 @@ class OrtDenoiser(GraphDenoiser):
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime raises classes of no common base
-            reason = str(error).strip().splitlines()[0]
-            shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-            raise UserError(f"ONNX Runtime cannot run shapes {shapes}: {reason}") from error
+            raise cannot_run(error, {name: x.shape for name, x in tensors.items()}) from error
         binding.synchronize_outputs()
         return output
 
@@ -92,11 +94,11 @@ class OrtDenoiser(GraphDenoiser):
 
 def _output_shape(spec: TensorSpec, latent: Tensor, extents: Mapping[str, int]) -> tuple[int, ...]:
     """The prediction's shape; an extent of unknown name is the latent's on that axis."""
-    if len(spec.shape) != latent.ndim:
-        unknown = [e for e in spec.shape if isinstance(e, str) and e not in extents]
-        if unknown:
-            raise UserError(f"the extent {unknown[0]!r} of the output {spec} is unknown")
-    return tuple(
-        extent if isinstance(extent, int) else extents.get(extent, latent.shape[axis])
-        for axis, extent in enumerate(spec.shape)
-    )
+    shape = []
+    for axis, extent in enumerate(spec.shape):
+        if isinstance(extent, str) and extent not in extents and len(spec.shape) != latent.ndim:
+            raise UserError(f"the extent {extent!r} of the output {spec} is unknown")
+        if isinstance(extent, str):
+            extent = extents[extent] if extent in extents else latent.shape[axis]
+        shape.append(extent)
+    return tuple(shape)

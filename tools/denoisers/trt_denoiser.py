@@ -10,7 +10,12 @@ from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.sources.signature import TensorSpec
 from qvd_trt.tools.denoisers.graph_denoiser import GraphDenoiser
 from qvd_trt.tools.denoisers.torch_import import import_torch
-from qvd_trt.tools.engine.engine_session import DeviceTensor, EngineSession, EngineTensor
+from qvd_trt.tools.engine.engine_session import (
+    ALIGNMENT,
+    DeviceTensor,
+    EngineSession,
+    EngineTensor,
+)
 from qvd_trt.tools.engine.tensorrt_install import Runtime
 
 if TYPE_CHECKING:
@@ -53,6 +58,7 @@ class TrtDenoiser(GraphDenoiser):
     def _run(self, tensors: Mapping[str, Tensor], extents: Mapping[str, int]) -> Tensor:
         del extents  # the engine knows its outputs' shapes
         torch = import_torch()
+        tensors = {name: aligned(tensor) for name, tensor in tensors.items()}
         shapes = self._session.output_shapes(
             {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         )
@@ -79,6 +85,15 @@ def graph_specs(tensors: Mapping[str, EngineTensor]) -> tuple[TensorSpec, ...]:
         )
         for tensor in tensors.values()
     )
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy where it starts inside of another one.
+
+    A step of ``scheduler.timesteps`` is such a view, and TensorRT asks for aligned addresses;
+    torch aligns all memory that it allocates on the GPU.
+    """
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 def _pointers(tensors: Mapping[str, Tensor]) -> dict[str, DeviceTensor]:

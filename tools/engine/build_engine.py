@@ -50,14 +50,16 @@ def report_path(engine: Path) -> Path:
     return engine.with_suffix(".build.json")
 
 
-def equivalent_command(request: BuildRequest, kind: RuntimeKind, version: Version) -> str:
-    """The trtexec command line of a request; needs no TensorRT.
+def equivalent_command(
+    request: BuildRequest, kind: RuntimeKind, version: Version
+) -> tuple[str, tuple[str, ...]]:
+    """The trtexec command line of a request, and the warnings it comes with; needs no TensorRT.
 
     Raises:
         UserError: The request, the file and that TensorRT do not go together.
     """
     plan = plan_build(request, read_onnx(request.model), kind, version)
-    return trtexec_command(plan, request.output)
+    return trtexec_command(plan, request.output), plan.warnings
 
 
 def _report(
@@ -93,14 +95,14 @@ def _report(
 
 def _check_output(request: BuildRequest) -> None:
     """Refuse before the build what would fail after it."""
-    if request.output.is_dir():
-        raise UserError(f"--output {request.output} is a folder; name a file")
     if request.output.absolute() == request.model.absolute():
         raise UserError("--output is the model itself; name another file")
     written = (("--output", request.output), ("--timing-cache", request.timing_cache))
     for option, path in written:
         if path is None:
             continue
+        if path.is_dir():
+            raise UserError(f"{option} {path} is a folder; name a file")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
             raise UserError(f"{option} {path}: {folder} is not a folder that can be written to")

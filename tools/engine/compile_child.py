@@ -23,6 +23,8 @@ def main(arguments: Sequence[str]) -> None:
         answer = compile_plan(plan)
     except StepError as error:
         answer = CompileAnswer(failed=error.step, errors=error.errors)
+    except Exception as error:  # the bindings raise what they like, a traceback helps nobody
+        answer = CompileAnswer(failed="build", errors=(f"{type(error).__name__}: {error}",))
     answer_file.write_bytes(pickle.dumps(answer))
 
 

@@ -184,10 +184,10 @@ def _make_config(install: TensorRTInstall, plan: BuildPlan) -> Callable[[Any, An
         return config  # type: ignore[no-any-return]
     if plan.timing_cache is not None and plan.timing_cache.exists():
         common["load_timing_cache"] = str(plan.timing_cache)
-    # TensorRT's and trtexec's default, which Polygraphy does not share.
     if not plan.cublas:
         names = set(trt.TacticSource.__members__) - {"CUBLAS", "CUBLAS_LT", "CUDNN"}
         common["tactic_sources"] = [getattr(trt.TacticSource, name) for name in sorted(names)]
+    # TF32 is on by default in TensorRT and trtexec, but not in Polygraphy.
     config = CreateConfig(tf32=True, fp16=plan.fp16, int8=plan.int8, **common)
     if plan.embeds_plugin:
 

@@ -32,6 +32,8 @@ _DTYPES = {
 }
 _PROFILE = 0
 """The optimization profile in use; trtexec makes one."""
+ALIGNMENT = 256
+"""What TensorRT asks of every device address, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class DeviceTensor:
     """Contiguous memory on the engine's GPU.
 
     Attributes:
-        pointer: Its device address.
+        pointer: Its device address, a multiple of :data:`ALIGNMENT`.
         shape: Its extents.
         dtype: The numpy dtype's name, or ``bfloat16``.
     """
@@ -85,7 +87,9 @@ class EngineSession:
                 TensorRT or GPU, or lacks a plugin.
         """
         if not path.is_file():
-            raise UserError(f"{path} does not exist; give the engine file that trtexec saved")
+            raise UserError(f"{path} does not exist; give an engine of qvd-build or trtexec")
+        if path.suffix == ".onnx":
+            raise UserError(f"{path} is an ONNX model; build it with qvd-build")
         install = find_tensorrt(runtime)
         _require_gpu()
         self._path = path
@@ -122,8 +126,14 @@ class EngineSession:
 
         Raises:
             UserError: An input is missing, is outside of the engine's optimization profile or
-                cannot be cast; or TensorRT fails.
+                cannot be cast; an output is bfloat16; or TensorRT fails.
         """
+        for tensor in self.outputs.values():
+            if tensor.dtype == "bfloat16":
+                raise UserError(
+                    f"{self._path}: output {tensor.name!r} is bfloat16, which numpy lacks; build "
+                    "the model with float32 inputs and outputs, as qvd-export writes them"
+                )
         feeds = {}
         for tensor in self.inputs.values():
             if tensor.name not in inputs:
@@ -171,13 +181,14 @@ class EngineSession:
             stream: The CUDA stream's handle. The memory must live until its work is done.
 
         Raises:
-            UserError: A tensor is missing, has another dtype, or a shape outside of the profile.
+            UserError: A tensor is missing, has another dtype, or a shape outside of the profile;
+                or TensorRT refuses an address or fails.
         """
         context = self._device_context()
         for name, spec in self.inputs.items():
             tensor = self._device_tensor(inputs, spec)
             self._set_shape(name, tensor.shape)
-            context.set_tensor_address(name, tensor.pointer)
+            self._set_address(name, tensor)
         for name, spec in self.outputs.items():
             tensor = self._device_tensor(outputs, spec)
             if (wanted := tuple(context.get_tensor_shape(name))) != tensor.shape:
@@ -185,7 +196,7 @@ class EngineSession:
                     f"{self._path}: output {name!r} needs shape {list(wanted)}, the given memory "
                     f"has {list(tensor.shape)}"
                 )
-            context.set_tensor_address(name, tensor.pointer)
+            self._set_address(name, tensor)
         if not context.execute_async_v3(stream):
             raise self._failed("run")
 
@@ -233,7 +244,9 @@ class EngineSession:
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
             try:
                 if self._runner is None:
-                    self._runner = self._resources.enter_context(TrtRunner(self._engine))
+                    # Two contexts of one profile would exclude each other in TensorRT 8.6.
+                    runner = TrtRunner(self._device_context())
+                    self._runner = self._resources.enter_context(runner)
                 return dict(self._runner.infer(dict(feeds)))
             except PolygraphyException as error:
                 raise self._failed(str(error)) from error
@@ -251,6 +264,10 @@ class EngineSession:
         self._check_shape(self.inputs[name], shape)
         if not self._device_context().set_input_shape(name, shape):
             raise self._failed(f"take shape {list(shape)} for {name!r}")
+
+    def _set_address(self, name: str, tensor: DeviceTensor) -> None:
+        if not self._device_context().set_tensor_address(name, tensor.pointer):
+            raise self._failed(f"take address {tensor.pointer:#x} for {name!r}")
 
     def _device_tensor(self, given: Mapping[str, DeviceTensor], spec: EngineTensor) -> DeviceTensor:
         if spec.name not in given:

@@ -126,6 +126,8 @@ def _trap(
     if "Conv" in node.op_type and dims.get(of_data.input[1], ()):
         return "its activation scale has shape [1], which counts as per axis; it must be a scalar"
     axis, wanted = _attribute(of_weight, "axis", 1), _weight_axis(node)
+    if axis < 0:
+        axis += len(dims.get(_origin(weight, producers, dims) or "", ()))
     direct = producers.get(weight) is of_weight
     if direct and dims.get(of_weight.input[1], ()) not in ((), (1,)) and axis != wanted:
         return f"its weight scales lie along axis {axis} instead of {wanted}"

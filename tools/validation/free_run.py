@@ -15,7 +15,7 @@ from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.progress import Progress
 from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
 from qvd_trt.calibrators.sources.channel_split import ChannelSplit
-from qvd_trt.calibrators.sources.samplers import Sampler, SamplerOptions, build_sampler
+from qvd_trt.calibrators.sources.samplers import Sampler
 from qvd_trt.calibrators.sources.self_sampling import SelfSampling, SelfSamplingOptions
 from qvd_trt.calibrators.sources.signature import ModelSignature
 from qvd_trt.tools.validation.measure import as_float32, measure_error, psnr
@@ -54,7 +54,6 @@ def run_free(
         UserError: an option does not fit, or a model's trajectory becomes NaN or Inf.
     """
     source = SelfSampling(options, signature)
-    sampler = build_sampler(options.sampler, _sampler_options(options))
     references = {comparison.reference for comparison in comparisons}
     # References first: the others are compared with them while they run.
     order = sorted(models, key=lambda name: (name not in references, _depth(name, comparisons)))
@@ -78,7 +77,7 @@ def run_free(
                     reference = np.load(_state_file(folder, comparison.reference, sample, step))
                     results.add(comparison, sample, step, reference, state)
 
-            observed = _ObservedModel(models[name], signature, sampler, options, on_state)
+            observed = _ObservedModel(models[name], signature, source.sampler, options, on_state)
 
             def denoise(call: DenoiserCall, observed: Denoise = observed) -> AnyArray:
                 prediction = observed(call)
@@ -89,7 +88,7 @@ def run_free(
                 source.drive(denoise)
             except UserError as error:
                 raise UserError(f"free run of {name}: {error}") from error
-    return results.report(source.describe(), sampler)
+    return results.report(source.describe(), source.sampler)
 
 
 class _ObservedModel:
@@ -170,16 +169,6 @@ class _Results:
         )
         finals = tuple(FinalLatent(*entry) for entry in sorted(self.latest_psnr.items()))
         return FreeRunReport(sampling, states, finals)
-
-
-def _sampler_options(options: SelfSamplingOptions) -> SamplerOptions:
-    return SamplerOptions(
-        steps=options.steps,
-        prediction=options.prediction,
-        schedule=options.schedule,
-        spacing=options.spacing,
-        shift=options.shift,
-    )
 
 
 def _depth(name: str, comparisons: Sequence[Comparison]) -> int:

@@ -9,10 +9,7 @@ import numpy as np
 from qvd_trt.calibrators.arrays import AnyArray, Float32Array
 from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.sqnr import output_sqnr
-from qvd_trt.tools.validation.report import Comparison, ErrorMeasure
-
-DATA_RANGE = 2.0
-"""Of PSNR: states are taken to lie in [-1, 1]."""
+from qvd_trt.tools.validation.report import PSNR_DATA_RANGE, Comparison, ErrorMeasure
 
 
 def measure_error(
@@ -38,9 +35,9 @@ def measure_error(
 
 
 def psnr(reference: Float32Array, candidate: Float32Array) -> float:
-    """Peak signal-to-noise ratio in dB for :data:`DATA_RANGE`; inf for equal arrays."""
+    """Peak signal-to-noise ratio in dB for :data:`PSNR_DATA_RANGE`; inf for equal arrays."""
     error = float(np.square(candidate - reference, dtype=np.float64).mean())
-    return math.inf if error == 0 else 10 * math.log10(DATA_RANGE**2 / error)
+    return math.inf if error == 0 else 10 * math.log10(PSNR_DATA_RANGE**2 / error)
 
 
 def as_float32(output: AnyArray) -> Float32Array:

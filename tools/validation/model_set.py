@@ -108,7 +108,9 @@ def open_models(request: ValidationRequest, stack: ExitStack) -> ModelSet:
     if not request.rounding_floor:
         skipped[ROUNDING_FLOOR.name] = "left out by --no-rounding-floor"
     elif not is_float32(qdq_model):
-        skipped[ROUNDING_FLOOR.name] = "needs a QDQ model whose graph is fp32; this one has 16 bits"
+        skipped[ROUNDING_FLOOR.name] = (
+            "needs the QDQ model with an fp32 graph: export it again with --plan and --dtype fp32"
+        )
     else:
         models[QDQ_FP16] = _open_lowered(qdq_model, qdq_signature, "qdq", request, stack)
     return ModelSet(signature, models, files, skipped, recorded)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from qvd_trt.calibrators.arrays import Float32Array
 from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.ort_session import open_session
+from qvd_trt.calibrators.ort_session import open_session, run_session
 from qvd_trt.calibrators.sources.calls import DenoiserCall
 from qvd_trt.calibrators.sources.signature import ModelSignature
 from qvd_trt.export.graph.interface import read_signature
@@ -45,7 +45,8 @@ class OrtModel:
         """The first output, float32.
 
         Raises:
-            UserError: an input cannot be given in the dtype that the model takes.
+            UserError: an input cannot be given in the dtype that the model takes, or ONNX Runtime
+                cannot run its shape.
         """
         feeds = {
             spec.name: cast_exactly(
@@ -53,7 +54,7 @@ class OrtModel:
             )
             for spec in self._signature.inputs
         }
-        (output,) = self._session.run([self._signature.output.name], feeds)
+        (output,) = run_session(self._session, [self._signature.output.name], feeds)
         return as_float32(output)
 
 

@@ -29,7 +29,8 @@ class RecordedOutputs:
         """Read and count all outputs.
 
         Args:
-            files: trtexec or Polygraphy JSON files, or folders of them, in call order.
+            files: trtexec or Polygraphy JSON files in call order, or folders of them, where
+                numbers in the names count: ``out_2.json`` comes before ``out_10.json``.
             output: Name of the prediction.
 
         Raises:
@@ -38,7 +39,7 @@ class RecordedOutputs:
         self._files = [
             file
             for path in files
-            for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])
+            for file in (sorted(path.glob("*.json"), key=_by_number) if path.is_dir() else [path])
         ]
         self._output = output
         self.count = sum(1 for _ in self._read())
@@ -79,6 +80,11 @@ class RecordedOutputs:
                         f"has {sorted(outputs)}"
                     )
                 yield outputs[self._output]
+
+
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    parts = re.split(r"(\d+)", path.name)
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
 
 
 def _decode(file: Path) -> Iterator[dict[str, AnyArray]]:
@@ -126,8 +132,8 @@ def _polygraphy(file: Path, text: str) -> Iterator[dict[str, AnyArray]]:
     chosen = runners if len(runners) == 1 else [name for name in runners if name == ENGINE]
     if len(chosen) != 1:
         raise UserError(
-            f"{file} holds the outputs of {len(runners)} runners, {runners}; save those of the "
-            "engine alone"
+            f"{file} holds the outputs of {len(runners)} runners, {runners}, and none is the "
+            "engine (--save-outputs of qvd-validate writes references); save the engine's alone"
         )
     for iteration in results[chosen[0]]:
         yield {name: np.asarray(array) for name, array in iteration.items()}

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 
@@ -38,6 +39,9 @@ NOISE_FLOOR = Comparison(
 ROUNDING_FLOOR = Comparison(
     "rounding_floor", QDQ, QDQ_FP16, "QDQ in fp16 against QDQ in fp32, in ONNX Runtime"
 )
+PSNR_DATA_RANGE = 2
+"""States are taken to lie in [-1, 1]."""
+
 COMPARISONS = (QUANTIZATION, IMPLEMENTATION, TOTAL, NOISE_FLOOR, ROUNDING_FLOOR)
 
 
@@ -161,7 +165,7 @@ class ValidationReport:
         if self.free_run is not None:
             states = summarize(self.free_run.states)
             data["free_run"]["summary"] = {name: asdict(entry) for name, entry in states.items()}
-            data["free_run"]["psnr_data_range"] = 2
+            data["free_run"]["psnr_data_range"] = PSNR_DATA_RANGE
         return json.dumps(_writable(data), indent=2)
 
 
@@ -176,17 +180,13 @@ def summarize(calls: Iterable[CallErrors]) -> dict[str, Summary]:
         worst, timestep = min(measured, key=lambda entry: entry[0].sqnr)
         errors = [error for error, _ in measured]
         summaries[name] = Summary(
-            mean_sqnr=_mean([error.sqnr for error in errors]),
+            mean_sqnr=fmean(error.sqnr for error in errors),
             worst_sqnr=worst.sqnr,
             worst_timestep=timestep,
-            mean_relative_rms=_mean([error.relative_rms for error in errors]),
+            mean_relative_rms=fmean(error.relative_rms for error in errors),
             worst_relative_rms=max(error.relative_rms for error in errors),
         )
     return summaries
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _writable(value: Any) -> Any:

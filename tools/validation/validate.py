@@ -42,11 +42,13 @@ def validate(request: ValidationRequest, progress: Progress) -> ValidationReport
     with ExitStack() as stack:
         with progress.step("load", None):
             opened = open_models(request, stack)
+            # Now, so that a wrong option is refused before hours of calls.
+            drawn = _drawn_inputs(request, opened)
         calibration: str | None = None
         calls: tuple[CallErrors, ...] = ()
         if request.calibration:
             calibration, calls = _teacher_forced(request, opened, progress)
-        free_run, warnings = _free_run(request, opened, progress)
+        free_run, warnings = _free_run(request, opened, drawn, progress)
     return ValidationReport(
         models=opened.files,
         calibration=calibration,
@@ -111,13 +113,19 @@ def _teacher_forced(
     return source.describe(), tuple(measured)
 
 
+def _drawn_inputs(request: ValidationRequest, opened: ModelSet) -> tuple[str, ...]:
+    if request.sampling is None:
+        return ()
+    return SelfSampling(request.sampling, opened.signature).drawn_inputs()
+
+
 def _free_run(
-    request: ValidationRequest, opened: ModelSet, progress: Progress
+    request: ValidationRequest, opened: ModelSet, drawn: tuple[str, ...], progress: Progress
 ) -> tuple[FreeRunReport | None, tuple[str, ...]]:
     if request.sampling is None:
         return None, ()
     warnings = []
-    if drawn := SelfSampling(request.sampling, opened.signature).drawn_inputs():
+    if drawn:
         warnings.append(
             f"inputs drawn at random: {', '.join(drawn)}; give real ones with --inputs FILE.npz"
         )

@@ -128,7 +128,7 @@ class TestRefused:
             ({"guidance": 3.5}, "'guidance' is no input"),
             ({"hidden_states": SAMPLE}, "'sample' is given twice"),
             ({"encoder_hidden_states": CONTEXT[0]}, "has shape [5, 32], the graph takes"),
-            ({"encoder_hidden_states": CONTEXT[..., :3]}, "cannot run shapes"),
+            ({"encoder_hidden_states": CONTEXT[..., :3]}, "does not run on shapes"),
             ({"encoder_hidden_states": None}, "no value for the graph's input"),
             ({"encoder_hidden_states": object()}, "'encoder_hidden_states' is object"),
         ],
@@ -175,6 +175,25 @@ def test_scalar_timestep_of_the_graph(tmp_path: Path) -> None:
         assert torch.equal(denoiser(sample=ones, timestep=timestep)[0], 2 * ones)
     with pytest.raises(UserError, match="'timestep' has shape"):
         denoiser(ones, torch.tensor([2.0, 3.0]))
+
+
+def test_output_of_more_axes_than_the_latent(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    x = helper.make_tensor_value_info("sample", TensorProto.FLOAT, ["b", "n"])
+    t = helper.make_tensor_value_info("timestep", TensorProto.FLOAT, [])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "b", "n"])
+    one = helper.make_tensor("axes", TensorProto.INT64, [1], [0])
+    nodes = [
+        helper.make_node("Mul", ["sample", "timestep"], ["m"]),
+        helper.make_node("Unsqueeze", ["m", "axes"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "g", [x, t], [y], [one])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "unsqueezed.onnx")
+    denoiser = OrtDenoiser(tmp_path / "unsqueezed.onnx")
+    assert torch.equal(denoiser(torch.ones(2, 3), 2)[0], torch.full((1, 2, 3), 2.0))
 
 
 def test_inside_a_diffusers_scheduler_loop(monkeypatch: pytest.MonkeyPatch) -> None:

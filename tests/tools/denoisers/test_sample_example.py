@@ -42,3 +42,15 @@ def test_other_suffix(
     code = sample(monkeypatch, "--model", EXAMPLE / "model.onnx", "-o", tmp_path / "clips.mp4")
     assert code == 2
     assert "must end in .gif or .png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [("--clips", "0"), ("--steps", "0"), ("--seed", "-1")])
+def test_numbers_out_of_range(
+    option: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = ["--model", EXAMPLE / "model.onnx", "-o", tmp_path / "clips.gif"]
+    assert sample(monkeypatch, *model, *option) == 2
+    assert f"{option[0]} must be" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import torch
 
 from qvd_trt.calibrators.errors import UserError
 from qvd_trt.tools.denoisers.graph_inputs import fit_tensors, name_arguments
-from qvd_trt.tools.denoisers.trt_denoiser import TrtDenoiser, graph_specs
+from qvd_trt.tools.denoisers.trt_denoiser import TrtDenoiser, aligned, graph_specs
 from qvd_trt.tools.engine.engine_session import EngineTensor
 
 
@@ -31,6 +31,17 @@ def test_engine_inputs_take_a_pipelines_arguments() -> None:
     assert tensors["sample"].dtype == torch.float16
     assert tensors["timestep"].tolist() == [999, 999]
     assert tensors["timestep"].dtype == torch.int32
+
+
+def test_a_step_of_the_timesteps_is_copied() -> None:
+    """TensorRT asks for addresses that are multiples of 256 bytes."""
+    steps = torch.arange(64)
+    places = {aligned(step).data_ptr() == step.data_ptr() for step in steps}
+    assert places == {True, False}
+    assert [int(aligned(step)) for step in steps] == list(range(64))
+    assert all(
+        aligned(step).data_ptr() != step.data_ptr() for step in steps if step.data_ptr() % 256
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch has a GPU")

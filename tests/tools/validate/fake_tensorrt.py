@@ -13,7 +13,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 TensorIOMode = Enum("TensorIOMode", ["INPUT", "OUTPUT"])
-DataType = Enum("DataType", ["FLOAT", "HALF", "INT32", "FP8"])
+DataType = Enum("DataType", ["FLOAT", "HALF", "BF16", "INT32", "FP8"])
 
 
 class ILogger:
@@ -66,7 +66,7 @@ class Context:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
-        return True
+        return address != 0
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == STREAM
@@ -114,8 +114,9 @@ module = SimpleNamespace(
 class Runner:
     """Stands for Polygraphy's TrtRunner, which checks dtypes and reuses its output buffer."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._dtype = {DataType.FLOAT: np.float32, DataType.HALF: np.float16}[engine.dtype]
+    def __init__(self, context: Context) -> None:
+        kinds = {DataType.FLOAT: np.float32, DataType.HALF: np.float16}
+        self._dtype = kinds[context.engine.dtype]
         self._buffer: Array = np.zeros((0, 4), self._dtype)
 
     def __enter__(self) -> Runner:

@@ -68,6 +68,10 @@ class TestHostArrays:
             outputs = engine.run({"x": np.repeat(X, 2, axis=0)[::2], "t": np.array([1])})
         np.testing.assert_array_equal(outputs["y"], X + 1)
 
+    def test_numpy_has_no_bfloat16(self, tmp_path: Path) -> None:
+        with session(tmp_path, "BF16") as engine, pytest.raises(UserError, match="'y' is bfloat16"):
+            engine.run({"x": X, "t": np.array([1])})
+
     @pytest.mark.parametrize(
         ("inputs", "said"),
         [
@@ -100,6 +104,11 @@ class TestDeviceMemory:
             session(tmp_path) as engine,
             pytest.raises(UserError, match="engine takes int32"),
         ):
+            engine.run_device(inputs, {"y": place(np.zeros_like(X))}, 0)
+
+    def test_address_that_tensorrt_refuses(self, tmp_path: Path) -> None:
+        inputs = {"x": DeviceTensor(0, (2, 4), "float32"), "t": place(np.array([5], np.int32))}
+        with session(tmp_path) as engine, pytest.raises(UserError, match="address 0x0 for 'x'"):
             engine.run_device(inputs, {"y": place(np.zeros_like(X))}, 0)
 
     def test_output_of_another_shape(self, tmp_path: Path) -> None:

@@ -39,6 +39,15 @@ def test_polygraphy_reads_the_outputs(validate: Validate, tmp_path: Path) -> Non
     assert after["summary"]["implementation"] == before["summary"]["implementation"]
 
 
+def test_a_folder_is_read_by_number(validate: Validate, tmp_path: Path) -> None:
+    folder = tmp_path / "outputs"
+    folder.mkdir()
+    for index, output in zip((2, 9, 10), run(validate.models.qdq, calls()), strict=True):
+        write_trtexec(folder / f"out_{index}.json", output)
+    summary = validate.report("--engine-outputs", folder)["summary"]
+    assert summary["implementation"]["worst_relative_rms"] < 1e-5
+
+
 def test_nothing_is_left_of_a_failed_run(validate: Validate, tmp_path: Path) -> None:
     outputs = run(validate.models.qdq, calls())
     outputs[2] = outputs[2][:, :, :4]

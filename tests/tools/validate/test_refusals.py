@@ -100,6 +100,18 @@ class TestModels:
         assert "none.plan does not exist" in validate.refused("--engine", "none.plan")
 
 
+class TestCalls:
+    def test_shapes_that_the_graph_cannot_run(self, validate: Validate, tmp_path: Path) -> None:
+        sample = np.zeros((1, 1, 16, 0, 8), np.float32)
+        np.savez(tmp_path / "odd.npz", sample=sample, timestep=np.array([[5]]))
+        line = validate.refused("--calib", tmp_path / "odd.npz", calib=False)
+        assert "does not run on shapes {'sample': [1, 16, 0, 8]" in line
+
+    def test_sampler_is_checked_before_the_calls(self, validate: Validate) -> None:
+        line = validate.refused("--free-run", "--sampler", "none", "--shapes", "sample:1x16x8x8")
+        assert "--sampler" in line
+
+
 class TestOptions:
     def test_nothing_to_compare_on(self, validate: Validate) -> None:
         assert "--calib" in validate.refused(calib=False)
