@@ -45,6 +45,8 @@ def open_session(
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised too
+    # Threads that wait in a loop take the cores of whoever else works here (docs/results.md).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if faithful_qdq:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if bounded_memory:
