@@ -18,25 +18,28 @@ class MultiplyThenAdd(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        maps = [
+        before_quantize = [
             node
             for node in model.graph
-            if node.op_type in ("Mul", "Sub") and _per_channel(node) and _feeds_quantize(node)
+            if node.op_type in ("Mul", "Sub") and len(node.inputs) == 2 and _feeds_quantize(node)
         ]
+        for node in before_quantize:
+            if node.op_type == "Mul" and _is_per_channel(node.inputs[0]):
+                first, second = node.inputs
+                node.replace_input_with(0, second)
+                node.replace_input_with(1, first)
+        maps = [node for node in before_quantize if _is_per_channel(node.inputs[1])]
         for node in maps:
             _rewrite(node)
         return ir.passes.PassResult(model, bool(maps))
 
 
-def _per_channel(node: ir.Node | None) -> bool:
-    """Whether the node's second operand is a constant ``[C, 1, ...]``."""
-    if node is None or len(node.inputs) != 2:
-        return False
-    operand = node.inputs[1]
+def _is_per_channel(operand: ir.Value | None) -> bool:
+    """Whether this is a constant ``[C, 1, ...]``, with or without ones in front."""
     if operand is None or operand.const_value is None or operand.shape is None:
         return False
     extents = operand.shape.numpy()
-    return len(extents) > 1 and all(extent == 1 for extent in extents[1:])
+    return len(extents) > 1 and extents[-1] == 1 and sum(extent > 1 for extent in extents) == 1
 
 
 def _feeds_quantize(node: ir.Node) -> bool:
@@ -58,7 +61,7 @@ def _rewrite(node: ir.Node) -> None:
     elif (
         before is not None
         and before.op_type == "Sub"
-        and _per_channel(before)
+        and _is_per_channel(before.inputs[1])
         and _feeds_one_node(before)
     ):
         shift, factor = _operand(before), _operand(node)

@@ -24,9 +24,10 @@ def mapped(body: str) -> ir.Model:
     [
         ("d = Sub(x, z)\n m = Mul(d, s)", ["Mul", "Add"]),
         ("m = Mul(x, s)", ["Div"]),
+        ("m = Mul(s, x)", ["Div"]),
         ("m = Sub(x, z)", ["Add"]),
     ],
-    ids=["shift and scale", "scale", "shift"],
+    ids=["shift and scale", "scale", "scale first", "shift"],
 )
 def test_same_function(body: str, expected: list[str]) -> None:
     model = mapped(body)
