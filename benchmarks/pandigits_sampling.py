@@ -11,6 +11,7 @@ import numpy as np
 from examples.pandigits.onnx_sampling import (
     CLIP_SHAPE,
     CONDITIONS,
+    load_tokens,
     pandigits_sampler,
 )
 from qvd_trt.calibrators.arrays import AnyArray, Float32Array
@@ -48,15 +49,6 @@ def clip_labels(count: int) -> AnyArray:
     return np.stack([index % 10, (3 * index + index // 10) % 8, (5 * index + 1) % 8], axis=1)
 
 
-def condition_tokens(labels: AnyArray) -> tuple[Float32Array, Float32Array]:
-    """Conditional and unconditional tokens, each ``[N, 3, 64]`` float32."""
-    with np.load(EXAMPLE / "conditions.npz") as tables:
-        rows = [tables[name][labels[:, i]] for i, name in enumerate(CONDITIONS)]
-        null = np.stack([tables[name][-1] for name in CONDITIONS])
-    conditional = np.stack(rows, axis=1).astype(np.float32)
-    return conditional, np.broadcast_to(null, conditional.shape).astype(np.float32)
-
-
 def onnx_predict(model: Path) -> Predict:
     """The denoiser in ONNX Runtime, its Q/DQ nodes executed as written."""
     session = open_session(model, faithful_qdq=True)
@@ -74,7 +66,7 @@ def sample_clips(predict: Predict, request: ClipRequest) -> Float32Array:
     Returns:
         ``[N, 3, 16, 32, 32]`` float32, clipped to [-1, 1].
     """
-    conditional, unconditional = condition_tokens(request.labels)
+    conditional, unconditional = load_tokens(EXAMPLE, request.labels)
     generator = np.random.default_rng(request.seed)
     shape = (len(request.labels), *CLIP_SHAPE)
     noise = generator.standard_normal(shape).astype(np.float32)

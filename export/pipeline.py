@@ -74,12 +74,8 @@ def apply_plan(model: ir.Model, plan: QuantPlan, options: ApplyOptions) -> ir.Mo
     passes.append(DefineHtdq(options.htdq_form or target.htdq_form))
     if opset > target.max_opset:
         passes += [LowerOpset(target.max_opset), RemoveUnusedNodesPass()]
-    if target.multiply_then_add:
-        passes.append(MultiplyThenAdd())
-    if target.plain_norms:
-        passes.append(NormalizeWithoutPlugin())
-    if target.whole_shapes:
-        passes.append(WholeShapes())
+    if target.spares_tensorrt8:
+        passes += [MultiplyThenAdd(), NormalizeWithoutPlugin(), WholeShapes()]
     passes.append(WriteMetadata(plan, target.name, options.float_type.value))
     for step in passes:
         step(emitted)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
+from qvd_trt.calibrators.json_text import json_text
 from qvd_trt.calibrators.plan import QuantPlan
 from qvd_trt.calibrators.sites import KeptLayer, Layer
 
@@ -91,17 +89,7 @@ class QuantizationReport:
     def to_json(self) -> str:
         """JSON with the mean of the held-out SQNR; numbers that JSON cannot write are strings."""
         data = {**asdict(self), "held_out_mean_sqnr": self.mean_sqnr()}
-        return json.dumps(_writable(data), indent=2)
-
-
-def _writable(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _writable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_writable(item) for item in value]
-    return value
+        return json_text(data)
 
 
 def int8_share(

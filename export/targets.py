@@ -59,9 +59,8 @@ class TargetProfile:
             and the layer stay float32 between Casts.
         weight_form: How weights are stored.
         htdq_form: How HTDQ nodes are written by default.
-        whole_shapes: Whether Shape nodes must have neither start nor end.
-        plain_norms: Whether GroupNorm must not be made of InstanceNormalization.
-        multiply_then_add: Whether per-channel maps in front of Q must not end in a Mul or Sub.
+        spares_tensorrt8: Whether to leave out what TensorRT 8.6 misreads or cannot build
+            (docs/design.md).
     """
 
     name: str
@@ -71,9 +70,7 @@ class TargetProfile:
     low_precision_scales: bool
     weight_form: WeightForm
     htdq_form: HtdqForm
-    whole_shapes: bool = False
-    plain_norms: bool = False
-    multiply_then_add: bool = False
+    spares_tensorrt8: bool = False
 
     def min_opset(self, float_type: FloatType) -> int:
         """Lowest opset of the emitted file; ONNX has bf16 convolutions and norms from 22 on."""
@@ -115,9 +112,7 @@ TARGETS: dict[str, TargetProfile] = {
             low_precision_scales=False,
             weight_form=WeightForm.FLOAT_QDQ,
             htdq_form=HtdqForm.INLINE,
-            whole_shapes=True,
-            plain_norms=True,
-            multiply_then_add=True,
+            spares_tensorrt8=True,
         ),
         TargetProfile(
             name="ort",

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.text import Text
 
 from qvd_trt.tools.engine.build_report import BuildReport
 from qvd_trt.tools.engine.node_precision import READS_CODEBOOK, NodePrecision
 from qvd_trt.tools.engine.tensorrt_install import parse_version, product_label
+from qvd_trt.tools.text_tables import print_labelled, print_table
 
 LOST_SHOWN = 5
 
@@ -22,26 +22,18 @@ def print_summary(report: BuildReport, *, verbose: bool) -> None:
     Lines are not wrapped, so that they can be searched in a log.
     """
     console = Console()
-    rows = _rows(report)
-    indent = 2 + max(len(name) for name, _ in rows)
-    for name, lines in rows:
-        for index, line in enumerate(lines):
-            label = name if index == 0 else ""
-            _print(console, Text.assemble((label.ljust(indent), "bold"), line))
+    print_labelled(console, _rows(report))
     if verbose:
-        _print_table(
-            console,
-            ("node", "operator", "runs in", "reason"),
-            [(n.name, n.op, n.runs, n.reason or "") for n in report.nodes],
-        )
-        _print_table(
-            console,
-            ("engine layer", "kind", "reads", "constants", "writes"),
-            [
-                (x.name, x.kind, ",".join(x.inputs), ",".join(x.constants), ",".join(x.outputs))
-                for x in report.layers
-            ],
-        )
+        nodes = [("node", "operator", "runs in", "reason")]
+        nodes += [(n.name, n.op, n.runs, n.reason or "") for n in report.nodes]
+        layers = [("engine layer", "kind", "reads", "constants", "writes")]
+        layers += [
+            (x.name, x.kind, ",".join(x.inputs), ",".join(x.constants), ",".join(x.outputs))
+            for x in report.layers
+        ]
+        for table in (nodes, layers):
+            console.print()
+            print_table(console, table)
 
 
 def _rows(report: BuildReport) -> list[tuple[str, list[str]]]:
@@ -116,16 +108,3 @@ def _layers(report: BuildReport) -> str:
     if counts.opaque:
         parts.append(f"{counts.opaque} fused blocks without a list of kernels")
     return ", ".join(parts)
-
-
-def _print_table(console: Console, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    cells = [head, *rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    _print(console, Text(""))
-    for index, row in enumerate(cells):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        _print(console, Text(line.rstrip(), "" if index else "bold"))
-
-
-def _print(console: Console, text: Text) -> None:
-    console.print(text, soft_wrap=True)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
-from collections.abc import Sequence
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.text import Text
 
 from qvd_trt.export.report import QuantizationReport
+from qvd_trt.tools.text_tables import print_labelled, print_table
 
 REASONS_SHOWN = 8
 
@@ -21,14 +19,7 @@ def print_summary(report: QuantizationReport, *, verbose: bool) -> None:
     Lines are wrapped on a terminal only, so that they can be searched in a log.
     """
     console = Console()
-    rows = _rows(report)
-    indent = 2 + max(len(name) for name, _ in rows)
-    for name, lines in rows:
-        if console.is_terminal:
-            lines = [part for line in lines for part in _wrapped(line, console.width - indent)]
-        for index, line in enumerate(lines):
-            label = name if index == 0 else ""
-            console.print(Text.assemble((label.ljust(indent), "bold"), line), soft_wrap=True)
+    print_labelled(console, _rows(report), wrap=True)
     if verbose:
         _print_kept(console, report)
 
@@ -103,16 +94,9 @@ def _sqnr(report: QuantizationReport) -> str:
 def _print_kept(console: Console, report: QuantizationReport) -> None:
     cells = [("kept float", "operator", "reason")]
     cells += [(layer.name, layer.op, layer.reason) for layer in report.kept]
-    names, ops = (max(len(row[column]) for row in cells) for column in (0, 1))
     console.print()
-    for index, (name, op, reason) in enumerate(cells):
-        line = f"{name:<{names}}  {op:<{ops}}  {reason}"
-        console.print(Text(line, "" if index else "bold"), soft_wrap=True)
+    print_table(console, cells)
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _wrapped(line: str, width: int) -> Sequence[str]:
-    return textwrap.wrap(line, max(width, 20), break_long_words=False, break_on_hyphens=False)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 from rich.console import Console
 from rich.text import Text
 
+from qvd_trt.tools.text_tables import print_table
 from qvd_trt.tools.validation.report import (
     COMPARISONS,
     CallErrors,
@@ -26,7 +27,7 @@ def print_summary(report: ValidationReport) -> None:
     if report.calibration is not None:
         rows.append(["calls", report.calibration])
     rows += [["not measured", f"{_label(name)}: {why}"] for name, why in report.skipped.items()]
-    _print_table(console, rows, header=False)
+    print_table(console, rows, header=False)
     if report.calls:
         _print_errors(console, "every model on the recorded inputs", report.calls)
         _print_steps(console, report.calls)
@@ -53,7 +54,7 @@ def _print_errors(console: Console, title: str, calls: Sequence[CallErrors]) -> 
         for name, entry in summarize(calls).items()
     ]
     console.print()
-    _print_table(console, rows)
+    print_table(console, rows)
 
 
 def _print_steps(console: Console, calls: Sequence[CallErrors]) -> None:
@@ -66,7 +67,7 @@ def _print_steps(console: Console, calls: Sequence[CallErrors]) -> None:
         means = [fmean(call.errors[name].sqnr for call in here) for name in names]
         rows.append([f"{timestep:g}", str(len(here)), *(f"{mean:.1f}" for mean in means)])
     console.print()
-    _print_table(console, rows)
+    print_table(console, rows)
 
 
 def _print_free_run(console: Console, report: FreeRunReport) -> None:
@@ -79,16 +80,7 @@ def _print_free_run(console: Console, report: FreeRunReport) -> None:
         if values := [final.psnr[name] for final in report.finals if name in final.psnr]:
             rows.append([_label(name), f"{fmean(values):.1f} dB", f"{min(values):.1f} dB", ""])
     console.print()
-    _print_table(console, rows)
-
-
-def _print_table(console: Console, rows: Iterable[Sequence[str]], *, header: bool = True) -> None:
-    rows = list(rows)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for index, row in enumerate(rows):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        style = "bold" if header and index == 0 else ""
-        console.print(Text(line.rstrip(), style), soft_wrap=True)
+    print_table(console, rows)
 
 
 def _label(name: str) -> str:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from benchmarks.real_size.cuda import Cuda, CudaError
 from qvd_trt.calibrators.atomic_write import write_atomically
 from qvd_trt.tools.engine.inspector_layers import read_entry
+from qvd_trt.tools.engine.tactic_sources import own_tactic_sources
 
 os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
 
@@ -49,12 +50,6 @@ def open_tensorrt(plugin: Path | None) -> tuple[Any, Any]:
     return trt, logger
 
 
-def _own_tactics(trt: Any) -> int:
-    """All tactic sources but cuBLAS and cuDNN, which need not be there."""
-    names = set(trt.TacticSource.__members__) - {"CUBLAS", "CUBLAS_LT", "CUDNN"}
-    return sum(1 << int(getattr(trt.TacticSource, name)) for name in names)
-
-
 def build_engine(trt: Any, logger: Any, model: Path, int8: bool, options: BuildOptions) -> bytes:
     """Build one file with ``--fp16`` or ``--int8 --fp16``.
 
@@ -73,7 +68,7 @@ def build_engine(trt: Any, logger: Any, model: Path, int8: bool, options: BuildO
     if int8:
         config.set_flag(trt.BuilderFlag.INT8)
     config.builder_optimization_level = options.level
-    config.set_tactic_sources(_own_tactics(trt))
+    config.set_tactic_sources(sum(1 << int(source) for source in own_tactic_sources(trt)))
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     file = options.timing_cache
     cache = config.create_timing_cache(file.read_bytes() if file.exists() else b"")

@@ -54,6 +54,16 @@ def pandigits_sampler(steps: int = STEPS) -> Sampler:
     return build_sampler("ddim", options)
 
 
+def load_tokens(folder: Path, labels: npt.ArrayLike) -> tuple[Float32Array, Float32Array]:
+    """Conditional tokens of labels ``[n, 3]`` and the null tokens, each ``[n, 3, 64]`` float32."""
+    columns = np.asarray(labels).T
+    with np.load(folder / "conditions.npz") as tables:
+        rows = [tables[name][column] for name, column in zip(CONDITIONS, columns, strict=True)]
+        null = np.stack([tables[name][-1] for name in CONDITIONS])
+    conditional = np.stack(rows, axis=1).astype(np.float32)
+    return conditional, np.repeat(null[None].astype(np.float32), len(conditional), axis=0)
+
+
 class ClipSampler:
     """Draws clips from one denoiser file, one at a time, with classifier-free guidance."""
 

@@ -23,11 +23,11 @@ from torch import Tensor
 from examples.pandigits.denoiser import make_scheduler
 from examples.pandigits.onnx_sampling import (
     CLIP_SHAPE,
-    CONDITIONS,
     GUIDANCE,
     STEPS,
     Labels,
     balanced_labels,
+    load_tokens,
 )
 from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.ort_session import CPU, CUDA
@@ -45,12 +45,8 @@ ZOOM: Final = 3
 
 def condition_tokens(folder: Path, labels: Sequence[Labels]) -> tuple[Tensor, Tensor]:
     """Conditional tokens of the labels and the null tokens, each [n, 3, 64]."""
-    with np.load(folder / "conditions.npz") as tables:
-        rows = [
-            [tables[name][i] for name, i in zip(CONDITIONS, label, strict=True)] for label in labels
-        ]
-        null = [[tables[name][-1] for name in CONDITIONS]] * len(labels)
-    return torch.from_numpy(np.array(rows)), torch.from_numpy(np.array(null))
+    conditional, null = load_tokens(folder, labels)
+    return torch.from_numpy(conditional), torch.from_numpy(null)
 
 
 def sample_clip(

@@ -1,9 +1,10 @@
-"""Runs `qvd-export` in this process and looks at everything it did."""
+"""Runs a command in this process and looks at everything it did."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,10 @@ class Result:
 
 
 class Command:
-    """The command and the folder it runs in."""
+    """A command and the folder it runs in."""
+
+    name = "qvd-export"
+    main: Callable[[Sequence[str]], int] = staticmethod(main)
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder = folder
@@ -45,7 +49,7 @@ class Command:
         before = contents(self.folder)
         self._capsys.readouterr()
         try:
-            code = main([str(argument) for argument in arguments])
+            code = self.main([str(argument) for argument in arguments])
         except SystemExit as leaving:  # argparse
             code = int(leaving.code or 0)
         out, err = self._capsys.readouterr()
@@ -68,7 +72,7 @@ class Command:
         assert result.out == ""
         assert result.err.endswith("\n")
         assert result.err.count("\n") == 1, result.err
-        prefix = "qvd-export: error: "
+        prefix = f"{self.name}: error: "
         assert result.err.startswith(prefix), result.err
         return result.err.removeprefix(prefix).rstrip("\n")
 

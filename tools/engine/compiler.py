@@ -15,6 +15,7 @@ from qvd_trt.tools.engine.inspector_layers import inspector_layers
 from qvd_trt.tools.engine.onnx_file import node_name
 from qvd_trt.tools.engine.plugin import load_plugin
 from qvd_trt.tools.engine.rtx_log_layers import rtx_log_layers
+from qvd_trt.tools.engine.tactic_sources import own_tactic_sources
 from qvd_trt.tools.engine.tensorrt_install import TensorRTInstall, find_tensorrt
 
 Step = Literal["device", "plugin", "parse", "build"]
@@ -185,8 +186,7 @@ def _make_config(install: TensorRTInstall, plan: BuildPlan) -> Callable[[Any, An
     if plan.timing_cache is not None and plan.timing_cache.exists():
         common["load_timing_cache"] = str(plan.timing_cache)
     if not plan.cublas:
-        names = set(trt.TacticSource.__members__) - {"CUBLAS", "CUBLAS_LT", "CUDNN"}
-        common["tactic_sources"] = [getattr(trt.TacticSource, name) for name in sorted(names)]
+        common["tactic_sources"] = own_tactic_sources(trt)
     # TF32 is on by default in TensorRT and trtexec, but not in Polygraphy.
     config = CreateConfig(tf32=True, fp16=plan.fp16, int8=plan.int8, **common)
     if plan.embeds_plugin:

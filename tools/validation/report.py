@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any
+
+from qvd_trt.calibrators.json_text import json_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +165,7 @@ class ValidationReport:
             states = summarize(self.free_run.states)
             data["free_run"]["summary"] = {name: asdict(entry) for name, entry in states.items()}
             data["free_run"]["psnr_data_range"] = PSNR_DATA_RANGE
-        return json.dumps(_writable(data), indent=2)
+        return json_text(data)
 
 
 def summarize(calls: Iterable[CallErrors]) -> dict[str, Summary]:
@@ -187,13 +186,3 @@ def summarize(calls: Iterable[CallErrors]) -> dict[str, Summary]:
             worst_relative_rms=max(error.relative_rms for error in errors),
         )
     return summaries
-
-
-def _writable(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _writable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_writable(item) for item in value]
-    return value
