@@ -15,6 +15,7 @@ class MultiplyThenAdd(ir.passes.InPlacePass):
     To TensorRT 8.6 a Mul by ``[C, 1, 1]`` is a scale layer, which it merges into the Q behind it;
     the merged layer has C scales and one shift, and the build fails on an assertion
     (``mergeScales``). Seen not to fail: an Add behind the Mul, and a Div, which is no scale layer.
+    A lone Sub becomes an Add by analogy.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -49,9 +49,9 @@ def inspector_layers(texts: Iterable[str]) -> Iterator[EngineLayer]:
 def read_entry(text: str) -> Any:
     """What the inspector says of one layer.
 
-    TensorRT 8.6 writes broken JSON for some kinds of layers. Of those the few keys that matter
-    are read one by one: ``Name``, ``LayerType``, ``TacticName``, ``Metadata`` and the types of
-    ``Inputs`` and ``Outputs``.
+    Reading TensorRT 8.6's JSON was seen to fail for engines with pointwise layers. Of broken
+    text the few keys that matter are read one by one: ``Name``, ``LayerType``, ``TacticName``,
+    ``PluginType``, ``Metadata`` and the types of ``Inputs`` and ``Outputs``.
     """
     try:
         return json.loads(text)
