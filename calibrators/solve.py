@@ -13,8 +13,8 @@ from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.plan import DensePlan, LayerQuant, QuantPlan, TemporalPlan
 from qvd_trt.calibrators.sites import KeptLayer, Layer, LayerOp, Site
 from qvd_trt.calibrators.stats import ActivationStats
-from qvd_trt.calibrators.temporal.solve_site import solve_temporal_site
-from qvd_trt.calibrators.weights import canonical_weight
+from qvd_trt.calibrators.temporal.solve_temporal_site import solve_temporal_site
+from qvd_trt.calibrators.weight_layout import canonical_weight
 
 MIN_ROWS_PER_CALL = 16
 """A linear layer that reads fewer rows per call is a matrix-vector product: faster in float."""

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-import numpy as np
-
-from qvd_trt.calibrators.arrays import Float32Array
 from qvd_trt.calibrators.errors import UserError
 
 
@@ -141,18 +138,3 @@ def choose_float_type(profile: TargetProfile, text: str | None) -> FloatType:
         hint = "; build it with trtexec --int8 --fp16" if profile.name == "trt8" else ""
         raise UserError(f"--dtype {text}: target {profile.name} takes {allowed}{hint}")
     return found
-
-
-_SMALLEST_FP16_SCALE = np.float32(2.0**-20)
-
-
-def representable_scale(scale: Float32Array | np.float32, scale_type: ScaleType) -> Float32Array:
-    """The scale as the file will hold it, still float32, so that codes are rounded against it.
-
-    fp16 scales keep at least four bits of a subnormal; smaller ones belong to channels that are
-    all but zero.
-    """
-    array = np.asarray(scale, np.float32)
-    if scale_type is ScaleType.FLOAT16:
-        array = np.maximum(array, _SMALLEST_FP16_SCALE).astype(np.float16).astype(np.float32)
-    return array

@@ -17,7 +17,7 @@ from qvd_trt.calibrators.algorithms.problem import (
 from qvd_trt.calibrators.arrays import Float32Array
 from qvd_trt.calibrators.bits import FLOAT_BITS
 from qvd_trt.calibrators.plan import ActivationQuant, DensePlan, LayerQuant, WeightQuant
-from qvd_trt.calibrators.quantizers.weight_grid import absmax_grid, mse_grid
+from qvd_trt.calibrators.quantizers.weight_scales import absmax_grid, mse_grid
 from qvd_trt.calibrators.sites import Layer
 
 WeightGrid = Callable[[SiteProblem, Layer, ActivationQuant | None], WeightQuant]

@@ -11,7 +11,7 @@ from qvd_trt.calibrators.algorithms.problem import SiteProblem
 from qvd_trt.calibrators.bits import FLOAT_BITS
 from qvd_trt.calibrators.collect.request import StatisticsRequest
 from qvd_trt.calibrators.plan import ActivationQuant, DensePlan
-from qvd_trt.calibrators.quantizers.uniform import scale_for
+from qvd_trt.calibrators.quantizers.symmetric_scale import scale_for
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ import numpy as np
 from qvd_trt.calibrators.arrays import Float32Array
 from qvd_trt.calibrators.bits import Bits
 from qvd_trt.calibrators.plan import ActivationQuant, WeightQuant
-from qvd_trt.calibrators.quantizers.uniform import activation_levels, quantize_dequantize
-from qvd_trt.calibrators.quantizers.weight_grid import fake_quantized
+from qvd_trt.calibrators.quantizers.symmetric_scale import activation_levels, quantize_dequantize
+from qvd_trt.calibrators.quantizers.weight_scales import fake_quantized
 from qvd_trt.calibrators.sites import Layer, Site
 from qvd_trt.calibrators.stats import SiteStats
-from qvd_trt.calibrators.weights import per_input_channel
+from qvd_trt.calibrators.weight_layout import per_input_channel
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,7 +7,7 @@ import numpy as np
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
 from qvd_trt.calibrators.arrays import Float32Array
 from qvd_trt.calibrators.plan import ActivationQuant
-from qvd_trt.calibrators.quantizers.uniform import scale_for
+from qvd_trt.calibrators.quantizers.symmetric_scale import scale_for
 from qvd_trt.calibrators.sites import Layer
 
 _DEAD_CHANNEL = np.float32(1e-4)

@@ -9,14 +9,14 @@ import onnx_ir as ir
 
 from qvd_trt.calibrators.arrays import Float32Array
 from qvd_trt.calibrators.plan import ActivationQuant, DensePlan, LayerQuant, TemporalPlan
-from qvd_trt.calibrators.quantizers.uniform import (
+from qvd_trt.calibrators.quantizers.symmetric_scale import (
     activation_levels,
     codes,
     quantize_dequantize,
     weight_levels,
 )
 from qvd_trt.calibrators.sites import Layer
-from qvd_trt.calibrators.weights import restored_weight
+from qvd_trt.calibrators.weight_layout import restored_weight
 from qvd_trt.export.graph.layers import static_shape
 from qvd_trt.export.passes.layer_edits import (
     add_initializer,
@@ -24,7 +24,8 @@ from qvd_trt.export.passes.layer_edits import (
     read_weight,
     replace_constant,
 )
-from qvd_trt.export.targets import ScaleType, WeightForm, representable_scale
+from qvd_trt.export.scale_rounding import representable_scale
+from qvd_trt.export.targets import ScaleType, WeightForm
 
 FULL_INT8 = (-128, 127)
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from qvd_trt.calibrators.arrays import AnyArray, Float32Array
 from qvd_trt.calibrators.sites import Layer, LayerOp
-from qvd_trt.calibrators.weights import canonical_weight, restored_weight
+from qvd_trt.calibrators.weight_layout import canonical_weight, restored_weight
 from qvd_trt.export.graph.layers import is_weight, static_shape
 
 

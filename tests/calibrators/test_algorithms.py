@@ -29,7 +29,7 @@ from qvd_trt.calibrators.algorithms.scri import half_range, mid_shift, smooth_sc
 from qvd_trt.calibrators.bits import W8A8, Bits
 from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.plan import ActivationQuant, DensePlan, QuantPlan, WeightQuant
-from qvd_trt.calibrators.quantizers.uniform import (
+from qvd_trt.calibrators.quantizers.symmetric_scale import (
     MIN_SCALE,
     activation_levels,
     codes,
@@ -37,7 +37,7 @@ from qvd_trt.calibrators.quantizers.uniform import (
     scale_for,
     weight_levels,
 )
-from qvd_trt.calibrators.quantizers.weight_grid import absmax_grid, fake_quantized, mse_grid
+from qvd_trt.calibrators.quantizers.weight_scales import absmax_grid, fake_quantized, mse_grid
 from qvd_trt.calibrators.sites import KeptLayer, Layer, LayerOp, Site, SiteKind, Window
 from qvd_trt.calibrators.solve import TEMPORAL_FLOAT, SolveOptions, solve
 from qvd_trt.calibrators.stats import (
@@ -48,7 +48,7 @@ from qvd_trt.calibrators.stats import (
     TemporalFeatures,
 )
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
-from qvd_trt.calibrators.weights import canonical_weight, per_input_channel, restored_weight
+from qvd_trt.calibrators.weight_layout import canonical_weight, per_input_channel, restored_weight
 
 Array = npt.NDArray[Any]
 PADDED = Window((3, 3), (1, 1), (1, 1), (1, 1), (1, 1))

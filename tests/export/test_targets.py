@@ -28,13 +28,13 @@ from qvd_trt.export.model_file import load_model, save_model
 from qvd_trt.export.pipeline import ApplyOptions, apply_plan
 from qvd_trt.export.quantize_model import quantize_model
 from qvd_trt.export.request import QuantizeRequest
+from qvd_trt.export.scale_rounding import representable_scale
 from qvd_trt.export.targets import (
     TARGETS,
     FloatType,
     HtdqForm,
     ScaleType,
     choose_float_type,
-    representable_scale,
 )
 from tests.export.calibrated import Calibrated, calibrated_model
 from tests.export.every_form import every_form_net

@@ -9,7 +9,7 @@ import numpy as np
 from qvd_trt.calibrators.arrays import Float32Array
 from qvd_trt.calibrators.bits import FLOAT_BITS, Bits
 from qvd_trt.calibrators.plan import Codebook, LayerQuant, TemporalPlan
-from qvd_trt.calibrators.quantizers.weight_grid import fake_quantized, mse_grid
+from qvd_trt.calibrators.quantizers.weight_scales import fake_quantized, mse_grid
 from qvd_trt.calibrators.sites import Layer, Site
 from qvd_trt.calibrators.sqnr import output_sqnr
 from qvd_trt.calibrators.stats import TemporalFeatures

@@ -6,7 +6,11 @@ import numpy as np
 
 from qvd_trt.calibrators.arrays import Float32Array
 from qvd_trt.calibrators.plan import WeightQuant
-from qvd_trt.calibrators.quantizers.uniform import quantize_dequantize, scale_for, weight_levels
+from qvd_trt.calibrators.quantizers.symmetric_scale import (
+    quantize_dequantize,
+    scale_for,
+    weight_levels,
+)
 
 CLIP_RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 
