@@ -23,6 +23,7 @@ class EngineLayer:
         onnx_nodes: Names of the ONNX nodes that take part in it.
         input_shape: Extents of its first input; empty where unknown.
         raw: The description it was read from.
+        origin: Why TensorRT 8 made a layer of kind ``Reformat``: ``QDQ``, ``CONCAT``, ``REFORMAT``.
     """
 
     name: str
@@ -33,6 +34,7 @@ class EngineLayer:
     onnx_nodes: tuple[str, ...]
     input_shape: tuple[int, ...]
     raw: str
+    origin: str = ""
 
     @property
     def is_product(self) -> bool:
@@ -54,7 +56,7 @@ class EngineLayer:
 
         TensorRT 8.6 runs a QuantizeLinear as a Reformat layer of that name: that is no copy.
         """
-        if self.kind == "Reformat" and self.onnx_nodes:
+        if self.origin == "QDQ":
             return False
         text = f"{self.kind} {self.name}".lower().replace(" ", "")
         generated = _GENERATED_COPY.match(self.name) is not None

@@ -34,8 +34,6 @@ _DATATYPES = {
 }
 _WORD = re.compile(r"\w+")
 _JOINT = re.compile(r" \+ |\s*\|\|\s*|, ")
-_TEXT_KEYS = ("Name", "LayerType", "TacticName", "PluginType", "Metadata")
-_STRING = r'"{}"\s*:\s*"((?:[^"\\]|\\.)*)"'
 _WRAPPER = re.compile(r"^(?:PWN|fusion|Reformatting CopyNode[^()]*)\(|\)+$")
 
 
@@ -49,21 +47,10 @@ def inspector_layers(texts: Iterable[str]) -> Iterator[EngineLayer]:
 def read_entry(text: str) -> Any:
     """What the inspector says of one layer.
 
-    Reading TensorRT 8.6's JSON was seen to fail for engines with pointwise layers. Of broken
-    text the few keys that matter are read one by one: ``Name``, ``LayerType``, ``TacticName``,
-    ``PluginType``, ``Metadata`` and the types of ``Inputs`` and ``Outputs``.
+    TensorRT 8.6 joins the nodes in ``Metadata`` by a record separator as such (0x1E), which strict
+    JSON does not allow in a string.
     """
-    try:
-        return json.loads(text)
-    except ValueError:
-        entry: dict[str, Any] = {
-            key: found[1] for key in _TEXT_KEYS if (found := re.search(_STRING.format(key), text))
-        }
-        before, _, outputs = text.partition('"Outputs"')
-        for key, section in (("Inputs", before.partition('"Inputs"')[2]), ("Outputs", outputs)):
-            types = re.findall(_STRING.format("Format/Datatype"), section)
-            entry[key] = [{"Format/Datatype": datatype} for datatype in types]
-        return entry
+    return json.loads(text, strict=False)
 
 
 def _layer(entry: Mapping[str, Any]) -> EngineLayer:
@@ -78,13 +65,14 @@ def _layer(entry: Mapping[str, Any]) -> EngineLayer:
         outputs=tuple(_datatype(tensor) for tensor in _tensors(entry, "Outputs")),
         onnx_nodes=onnx_nodes(str(entry.get("Metadata") or "")) or _nodes_of_name(name),
         input_shape=_shape(inputs),
+        origin=str(entry.get("Origin", "")),
         raw=json.dumps(entry, ensure_ascii=False),
     )
 
 
 def _bare(name: str) -> EngineLayer:
     """A layer of an engine without detailed verbosity: only a name."""
-    return EngineLayer(name, "", (), (), (), _nodes_of_name(name), (), name)
+    return EngineLayer(name, "", (), (), (), _nodes_of_name(name), (), raw=name)
 
 
 def _tensors(entry: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:

@@ -17,7 +17,7 @@ from qvd_trt.tools.engine.engine_layers import EngineLayer
 _LAYER = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[")
 _SECTION = r"{}: \[(.*?)\](?=, (?:Constants|Outputs|TacticName):)"
 _SHAPE = re.compile(r"Dimensions: \[([\d,]+)\]")
-_ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\[|\x1f|$)")
+_ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\[\x1e\x1f]|$)")
 _FUNCTION_CALL = re.compile(r".* \| (.*) \(\w+\)")
 
 
