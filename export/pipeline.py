@@ -22,6 +22,7 @@ from qvd_trt.export.passes.lower_precision import LowerPrecision
 from qvd_trt.export.passes.multiply_then_add import MultiplyThenAdd
 from qvd_trt.export.passes.normalize_without_plugin import NormalizeWithoutPlugin
 from qvd_trt.export.passes.raise_opset import HIGHEST, LOWEST, RaiseOpset
+from qvd_trt.export.passes.state_kernel_shapes import StateKernelShapes
 from qvd_trt.export.passes.whole_shapes import WholeShapes
 from qvd_trt.export.passes.write_metadata import WriteMetadata
 from qvd_trt.export.targets import FloatType, HtdqForm, ScaleType, TargetProfile
@@ -75,7 +76,7 @@ def apply_plan(model: ir.Model, plan: QuantPlan, options: ApplyOptions) -> ir.Mo
     if opset > target.max_opset:
         passes += [LowerOpset(target.max_opset), RemoveUnusedNodesPass()]
     if target.spares_tensorrt8:
-        passes += [MultiplyThenAdd(), NormalizeWithoutPlugin(), WholeShapes()]
+        passes += [MultiplyThenAdd(), NormalizeWithoutPlugin(), WholeShapes(), StateKernelShapes()]
     passes.append(WriteMetadata(plan, target.name, options.float_type.value))
     for step in passes:
         step(emitted)

@@ -6,6 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from qvd_trt.export.passes.insert_htdq import HTDQ_DOMAIN, HTDQ_OP
+from qvd_trt.export.passes.lower_schema import infer_dtypes
 from qvd_trt.export.targets import HtdqForm
 
 
@@ -24,23 +25,21 @@ class DefineHtdq(ir.passes.InPlacePass):
         model.functions[function.identifier()] = function
         if self._form is HtdqForm.INLINE:
             InlinePass()(model)
-            _replace_cast_like(model.graph)
+            _replace_cast_like(model.graph, model.opset_imports[""])
             LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
             model.opset_imports.pop(HTDQ_DOMAIN, None)
         return ir.passes.PassResult(model, True)
 
 
-def _replace_cast_like(graph: ir.Graph) -> None:
+def _replace_cast_like(graph: ir.Graph, opset: int) -> None:
     """TensorRT 8.6 cannot read CastLike; outside of a function the type is known."""
-    for node in graph:
-        if node.op_type != "CastLike":
-            continue
+    for node in [node for node in graph if node.op_type == "CastLike"]:
         value, like = node.inputs
-        if like is None or like.dtype is None:
-            continue
-        cast = ir.node("Cast", [value], attributes={"to": int(like.dtype)}, name=node.name)
+        assert like is not None
+        dtype = like.dtype or infer_dtypes(graph, opset)[like]
+        cast = ir.node("Cast", [value], attributes={"to": int(dtype)}, name=node.name)
         output = cast.outputs[0]
-        output.shape, output.type = node.outputs[0].shape, like.type
+        output.shape, output.type = node.outputs[0].shape, ir.TensorType(dtype)
         ir.convenience.replace_nodes_and_values(
             graph, node, [node], [cast], [node.outputs[0]], [output]
         )

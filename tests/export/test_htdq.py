@@ -90,6 +90,20 @@ def test_inlined_without_cast_like() -> None:
     assert "CastLike" not in operators
 
 
+def test_inlined_where_no_type_is_declared() -> None:
+    net = GraphBuilder()
+    x = net.op("Neg", net.input("x", [3, 16]), name="neg")
+    net.op("MatMul", x, net.constant("eye", np.eye(16, dtype=np.float32)), name="layer")
+    model = prepared(net.model({"layer_out": [3, 16]}))
+    for node in model.graph:
+        node.outputs[0].type = None
+    plan = TemporalPlan("neg_out", "hidi", codebook(4), (LayerQuant("layer", None),), 0.0, 1.0)
+    options = ApplyOptions(TARGETS["trt8"], FloatType.FP32)
+    found = apply_plan(model, QuantPlan("sha256:x", W8A8, "qvd", (), (plan,), ()), options)
+    assert "LessOrEqual" in {node.op_type for node in found.graph}
+    assert "CastLike" not in {node.op_type for node in found.graph}
+
+
 @pytest.mark.parametrize("shape", [(16,), (3, 16), (2, 3, 16), (1, 2, 1, 3, 16)])
 def test_any_rank(shape: tuple[int, ...]) -> None:
     table = codebook(16)
