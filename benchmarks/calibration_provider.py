@@ -119,7 +119,7 @@ def main() -> None:
     found = difference(plans["cpu"], plans["cuda"])
     best = {name: min(times) for name, times in seconds.items()}
     result = {
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "seconds": seconds,
         "speedup": round(best["cpu"] / best["cuda"], 2),
         **asdict(found),

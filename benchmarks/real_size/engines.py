@@ -39,11 +39,11 @@ class BuildOptions:
     plugin: Path | None
 
 
-def open_tensorrt(plugin: Path | None) -> tuple[Any, Any]:
-    """The module and a logger that prints warnings; plugins are registered."""
+def open_tensorrt(plugin: Path | None, verbose: bool = False) -> tuple[Any, Any]:
+    """The module and a logger that prints warnings, or everything; plugins are registered."""
     import tensorrt as trt
 
-    logger = trt.Logger(trt.Logger.WARNING)
+    logger = trt.Logger(trt.Logger.VERBOSE if verbose else trt.Logger.WARNING)
     trt.init_libnvinfer_plugins(logger, "")
     if plugin is not None:
         ctypes.CDLL(str(plugin.resolve()), ctypes.RTLD_GLOBAL)

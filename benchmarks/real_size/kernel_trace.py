@@ -20,8 +20,8 @@ TRACED_RUNS = 3
 TOP_KERNELS = 30
 
 _KINDS = (
-    ("INT8 conv/gemm", ("i8i8", "int8", "imma", "s8s8", "_s8_", "_i8_")),
-    ("attention", ("fmha", "flash", "mha_")),
+    ("INT8 conv/gemm", ("i8i32", "i8i8", "int8", "imma", "s8s8", "_s8_", "_i8_")),
+    ("attention", ("mha", "flash")),
     ("fp16/fp32 conv/gemm", ("gemm", "conv", "xmma", "cutlass", "cublas", "f16f16", "hmma")),
     ("HTDQ", ("htdq",)),
     ("reformat", ("copyvectorized", "reformat", "permut", "copypacked", "transpose")),

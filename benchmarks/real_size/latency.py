@@ -127,7 +127,11 @@ def examine(key: tuple[str, str], plan: Path, results: Results, tensorrt: tuple[
     results.save()
     layers = engine.layers()
     results.save_layers(*key, layers)
-    entry["profile"] = summarize(layer_times(layers, engine.profile()))
+    times = engine.profile()
+    results.save_layers(
+        *key, [{**layer, "ms": times.get(layer.get("Name", ""))} for layer in layers]
+    )
+    entry["profile"] = summarize(layer_times(layers, times))
     results.save()
 
 
@@ -223,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("skeletons", type=Path, nargs="*", default=[SKELETONS], help="folders")
     parser.add_argument("--models", nargs="+", default=["unet", "wan"])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--work", type=Path, required=True, help="folder for weights and engines")
     parser.add_argument("--budget-s", type=float, default=520.0, help="of building, all models")
@@ -231,12 +235,13 @@ def main() -> None:
     parser.add_argument("--level", type=int, default=3, help="builder optimization level, 0 to 5")
     parser.add_argument("--plugin", type=Path, help="library with the HTDQ plugin")
     parser.add_argument("--kernel-trace", type=Path, help="library of kernel_trace.cpp")
+    parser.add_argument("--verbose", action="store_true", help="TensorRT's whole log")
     options = parser.parse_args()
     deadline = time.perf_counter() + options.budget_s
     options.work.mkdir(parents=True, exist_ok=True)
     cache = options.work / "timing.cache"
     build_options = BuildOptions(options.level, cache, options.plugin)
-    tensorrt = open_tensorrt(options.plugin)
+    tensorrt = open_tensorrt(options.plugin, options.verbose)
     trace = KernelTrace(options.kernel_trace) if options.kernel_trace else None
     results = Results(options.out)
     for model in options.models:

@@ -17,7 +17,7 @@ OTHER = "other"
 KINDS = (INT8_PRODUCT, FLOAT_PRODUCT, FUSED_REGION, REFORMAT, HTDQ, OTHER)
 
 _PRODUCTS = ("convolution", "gemm", "matrixmultiply", "matmul", "fullyconnected", "deconvolution")
-_INT8_TACTICS = ("i8i8", "_i8", "int8", "imma", "s8s8")
+_INT8_TACTICS = ("i8i32", "i8i8", "_i8", "int8", "imma", "s8s8")
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 from onnxscript.optimizer import fold_constants
 
-from benchmarks.real_size.models import MODELS, RealSizeModel, Shapes, wan
+from benchmarks.real_size.models import MODELS, RealSizeModel, Shapes
 from benchmarks.real_size.skeleton import SKELETONS, strip
 from benchmarks.real_size.widen import widen
 from qvd_trt.calibrators.arrays import AnyArray
@@ -265,15 +265,14 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=MODELS)
-    parser.add_argument("--layers", type=int, help="of wan; 30 when not given")
+    parser.add_argument("--layers", type=int, help="of wan (30), of a block of unet (2)")
     parser.add_argument("--work", type=Path, required=True, help="folder for the full-size files")
     parser.add_argument("--skeletons", type=Path, default=SKELETONS)
     parser.add_argument("--modelopt", type=Path, help="python of ModelOpt's environment")
     parser.add_argument("--steps", nargs="+", help="only these")
     options = parser.parse_args()
-    if options.layers and options.model != "wan":
-        parser.error("--layers is for wan")
-    model = wan(options.layers) if options.layers else MODELS[options.model]()
+    make = MODELS[options.model]
+    model = make(options.layers) if options.layers else make()
     folder = options.work / model.name
     folder.mkdir(parents=True, exist_ok=True)
     steps: dict[str, tuple[str, Callable[[], None]]] = {

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 Shapes = Mapping[str, tuple[int, ...]]
 
 WAN_LAYERS = 30
+UNET_LAYERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +84,11 @@ class _Dit(nn.Module):
         return cast(Tensor, out[0])
 
 
-def unet(narrowing: int = 1) -> RealSizeModel:
+def unet(layers: int = UNET_LAYERS, narrowing: int = 1) -> RealSizeModel:
     """AnimateDiff v1.5-2 on Stable Diffusion 1.5: 1.3 G parameters, 16 frames of 384 x 448.
 
     Args:
+        layers: 1 for half of the resnets, attentions and motion modules in every block.
         narrowing: 2 for half the channels and half the heads, see widen.py.
 
     The batch of 2 is classifier-free guidance. The timestep is a vector and not a scalar, because
@@ -97,6 +99,7 @@ def unet(narrowing: int = 1) -> RealSizeModel:
     def build() -> nn.Module:
         return _AnimateDiff(
             UNetMotionModel(
+                layers_per_block=layers,
                 block_out_channels=tuple(c // narrowing for c in (320, 640, 1280, 1280)),
                 cross_attention_dim=768,
                 num_attention_heads=8 // narrowing,
@@ -110,7 +113,7 @@ def unet(narrowing: int = 1) -> RealSizeModel:
         return {"sample": (b, 4, f, h, w), "timestep": (b,), "encoder_hidden_states": (b, s, 768)}
 
     return RealSizeModel(
-        name="unet",
+        name="unet" if layers == UNET_LAYERS else f"unet{layers}",
         build=build,
         dtypes={
             "sample": torch.float32,
@@ -125,7 +128,7 @@ def unet(narrowing: int = 1) -> RealSizeModel:
         export_shapes=shapes(2, 3, 16, 24, 7),
         verify_shapes=shapes(1, 2, 16, 8, 5),
         calibration_shapes=shapes(2, 2, 48, 48, 77),
-        narrow=(lambda: unet(2)) if narrowing == 1 else None,
+        narrow=(lambda: unet(layers, 2)) if narrowing == 1 else None,
         real_shapes=shapes(2, 16, 48, 56, 77),
         sampling={"sampler": "ddim"},
     )
@@ -177,4 +180,4 @@ def wan(layers: int = WAN_LAYERS) -> RealSizeModel:
     )
 
 
-MODELS: Mapping[str, Callable[[], RealSizeModel]] = {"unet": unet, "wan": wan}
+MODELS: Mapping[str, Callable[..., RealSizeModel]] = {"unet": unet, "wan": wan}
