@@ -26,10 +26,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.graph.module_path import NAME_SCOPES
 from qvd_trt.export.torch_patches import ExportableCalls
-
-NAME_SCOPES = "pkg.torch.onnx.name_scopes"
-"""Node metadata that the export keeps: the path of the torch module a node came from."""
 
 EXTERNAL_DATA_THRESHOLD = 2_000_000_000
 """Bytes of initializers above which they go to a file beside the model (protobuf ends at 2 GiB)."""

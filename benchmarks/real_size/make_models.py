@@ -10,6 +10,7 @@ Steps, each skipped when its file exists (`--steps` picks some):
     float     float17.onnx         lowered by our own pass, for the fp16 engine
     ours      w8a8.onnx            qvd-export --target trt8 (qvd), HTDQ inlined
               w8a8_plugin.onnx     the same plan with HTDQ as the plugin node
+    convs     w8a8_convs.onnx      the UNet with its transformer blocks left float (--keep)
     modelopt  modelopt.onnx        ModelOpt INT8 PTQ of the same float graph (a copy)
     skeletons NAME_VARIANT.onnx.xz the real static shapes, without weights (skeleton.py)
 
@@ -35,7 +36,7 @@ import argparse
 import re
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,7 @@ from qvd_trt.export.targets import TARGETS, FloatType, HtdqForm
 
 TRAJECTORIES, STEPS = 2, 2
 TRT8_OPSET = 17
+TRANSFORMERS = ("*transformer_blocks*", "*motion_modules*")
 MODELOPT_OPSET = 19
 """The least that ModelOpt writes; it would raise a lower one by a converter that ends at 2 GiB."""
 
@@ -71,6 +73,7 @@ VARIANTS: Mapping[str, str] = {
     "fp": "float17.onnx",
     "w8a8": "w8a8.onnx",
     "plugin": "w8a8_plugin.onnx",
+    "convs": "w8a8_convs.onnx",
     "modelopt": "modelopt.onnx",
 }
 """Name of a skeleton, and the file it is made from."""
@@ -139,24 +142,40 @@ def lower(
 
 def quantize(folder: Path) -> None:
     """Write our W8A8 files."""
-    first = folder / "w8a8.onnx"
-    calibration = tuple(sorted((folder / "calls").glob("*.npz")))
-    for form, output in ((HtdqForm.INLINE, first), (HtdqForm.PLUGIN, folder / "w8a8_plugin.onnx")):
-        if output.exists():
-            continue
-        again = plan_path(first).exists()
-        report = quantize_model(
-            QuantizeRequest(
-                model=folder / "float.onnx",
-                output=output,
-                apply=ApplyOptions(TARGETS["trt8"], FloatType.FP32, form),
-                algorithm="qvd",
-                calibration=() if again else calibration,
-                plan=plan_path(first) if again else None,
-            ),
-            SilentProgress(),
-        )
-        print(f"{output.name}: {report.quantized_layers} layers, {report.seconds}", flush=True)
+    first, second = folder / "w8a8.onnx", folder / "w8a8_plugin.onnx"
+    if not first.exists():
+        _quantize(folder, first, HtdqForm.INLINE, plan=_existing(plan_path(first)))
+    _quantize(folder, second, HtdqForm.PLUGIN, plan=plan_path(first))
+
+
+def quantize_convolutions(folder: Path) -> None:
+    """Write the W8A8 file in which the layers around attention stay float."""
+    output = folder / "w8a8_convs.onnx"
+    plan = _existing(plan_path(output))
+    _quantize(folder, output, HtdqForm.INLINE, plan, () if plan else TRANSFORMERS)
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.exists() else None
+
+
+def _quantize(
+    folder: Path, output: Path, form: HtdqForm, plan: Path | None, keep: Sequence[str] = ()
+) -> None:
+    calls = tuple(sorted((folder / "calls").glob("*.npz")))
+    report = quantize_model(
+        QuantizeRequest(
+            model=folder / "float.onnx",
+            output=output,
+            apply=ApplyOptions(TARGETS["trt8"], FloatType.FP32, form),
+            algorithm="qvd",
+            calibration=() if plan else calls,
+            plan=plan,
+            keep=keep,
+        ),
+        SilentProgress(),
+    )
+    print(f"{output.name}: {report.quantized_layers} layers, {report.seconds}", flush=True)
 
 
 def quantize_by_modelopt(model: RealSizeModel, folder: Path, python: Path) -> None:
@@ -283,6 +302,7 @@ def main() -> None:
             lambda: lower(folder / "float.onnx", folder / "float17.onnx", TRT8_OPSET),
         ),
         "ours": ("w8a8_plugin.onnx", lambda: quantize(folder)),
+        "convs": ("w8a8_convs.onnx", lambda: quantize_convolutions(folder)),
         "modelopt": (
             "modelopt.onnx",
             lambda: quantize_by_modelopt(model, folder, options.modelopt),
@@ -291,6 +311,8 @@ def main() -> None:
     }
     for name, (product, step) in steps.items():
         if options.steps and name not in options.steps:
+            continue
+        if name == "convs" and not options.model.startswith("unet"):
             continue
         if product and (folder / product).exists():
             continue

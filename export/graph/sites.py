@@ -12,6 +12,7 @@ from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.sites import KeptLayer, Layer, LayerOp, Site, SiteKind
 from qvd_trt.calibrators.sources.signature import ModelSignature
 from qvd_trt.export.graph.layers import find_layers, layer_input, static_shape
+from qvd_trt.export.graph.module_path import module_path
 from qvd_trt.export.graph.temporal import TemporalPath, find_temporal_path
 
 MIN_CHANNELS = 16
@@ -47,7 +48,7 @@ def find_sites(
     Args:
         graph: The float graph; every node with a constant weight has a unique name.
         signature: Its timestep and latent.
-        keep_patterns: Shell patterns matched against whole node names and weight names.
+        keep_patterns: Shell patterns for whole names of nodes, weights or torch modules.
 
     Raises:
         UserError: a keep pattern matches nothing, or no layer is left to quantize.
@@ -61,7 +62,7 @@ def find_sites(
     for layer in layers:
         if layer.name not in path.projections and (narrow := _too_narrow(graph, layer)):
             reasons.setdefault(layer.name, narrow)
-    reasons |= _kept_by_user(layers, keep_patterns)
+    reasons |= _kept_by_user(graph, layers, keep_patterns)
     quantized = [layer for layer in layers if layer.name not in reasons]
     if not quantized:
         raise UserError("no layer is left to quantize; see --keep and the model's channel counts")
@@ -110,18 +111,23 @@ def _too_narrow(graph: ir.Graph, layer: Layer) -> str | None:
     return None
 
 
-def _kept_by_user(layers: list[Layer], patterns: Iterable[str]) -> dict[str, str]:
+def _kept_by_user(graph: ir.Graph, layers: list[Layer], patterns: Iterable[str]) -> dict[str, str]:
+    modules = {node.name: module_path(node) for node in graph}
     reasons: dict[str, str] = {}
     for pattern in patterns:
         hits = [
             layer.name
             for layer in layers
-            if fnmatchcase(layer.name, pattern) or fnmatchcase(layer.weight, pattern)
+            if any(
+                fnmatchcase(name, pattern)
+                for name in (layer.name, layer.weight, modules[layer.name])
+            )
         ]
         if not hits:
             raise UserError(
-                f"--keep {pattern!r} matches no layer; patterns match whole node or weight names "
-                "(list them with -v), for example '*time_emb_proj*'"
+                f"--keep {pattern!r} matches no layer; patterns match whole names of nodes or "
+                "weights (list them with -v) or, where torch's exporter noted them, of modules, "
+                "for example '*time_emb_proj*'"
             )
         reasons |= dict.fromkeys(hits, f"--keep {pattern}")
     return reasons

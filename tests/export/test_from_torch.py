@@ -23,6 +23,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from qvd_trt.export import from_torch  # noqa: E402
 from qvd_trt.export.from_torch import ExportError, export_denoiser  # noqa: E402
+from qvd_trt.export.graph.module_path import NAME_SCOPES  # noqa: E402
 from qvd_trt.export.torch_patches import ExportableCalls  # noqa: E402
 from tests.models.architectures import ARCHITECTURES, Denoiser  # noqa: E402
 from tests.models.cache import exported  # noqa: E402
@@ -72,9 +73,9 @@ class TestArchitectures:
         for private in (*PRIVATE_PATHS, "site-packages", "stack_trace"):
             assert private.encode() not in content
         nodes = list(ir.load(architecture.path).graph.all_nodes())
-        scoped = [n for n in nodes if from_torch.NAME_SCOPES in n.metadata_props]
+        scoped = [n for n in nodes if NAME_SCOPES in n.metadata_props]
         assert len(scoped) > 0.8 * len(nodes)
-        assert all(set(n.metadata_props) <= {from_torch.NAME_SCOPES} for n in nodes)
+        assert all(set(n.metadata_props) <= {NAME_SCOPES} for n in nodes)
 
 
 class Repeating(nn.Module):

@@ -16,6 +16,7 @@ from qvd_trt.export.graph.affine_producer import AffineProducer, find_affine_pro
 from qvd_trt.export.graph.dependence import input_dependence
 from qvd_trt.export.graph.interface import read_signature
 from qvd_trt.export.graph.layers import find_layers
+from qvd_trt.export.graph.module_path import NAME_SCOPES
 from qvd_trt.export.graph.sites import GraphSites, find_sites
 from tests.export.every_form import every_form_net
 from tests.export.graphs import GraphBuilder, prepared
@@ -236,6 +237,19 @@ class TestKeep:
         found = {name for name, reason in kept.items() if reason.startswith("--keep")}
         assert found == hits
         assert all(kept[name] == f"--keep {pattern}" for name in hits)
+
+    def test_module_paths(self, model: ir.Model) -> None:
+        """As torch's exporter notes them: the scopes from the root down, then its own node."""
+        for node in model.graph:
+            if node.name == "node_linear":
+                scopes = ["", "blocks.0", "blocks.0.attn1", "blocks.0.attn1.to_q", "linear_3"]
+                node.metadata_props[NAME_SCOPES] = str(scopes)
+            if node.name == "node_linear_1":
+                node.metadata_props[NAME_SCOPES] = "no list"
+        kept = {layer.name: layer.reason for layer in sites_of(model, ["*.attn1.*"]).kept}
+        assert [name for name in kept if kept[name].startswith("--keep")] == ["node_linear"]
+        with pytest.raises(UserError, match="of modules"):
+            sites_of(model, ["linear_3"])
 
     def test_one_unused_pattern_among_used_ones(self, model: ir.Model) -> None:
         with pytest.raises(UserError, match="'ff_down'"):

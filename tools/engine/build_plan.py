@@ -99,6 +99,7 @@ def plan_build(
         warnings=(
             *_target_warnings(model, kind, version),
             *plugin_warnings(plugin, model, kind, version),
+            *_attention_warnings(model, strongly_typed),
             *_turing_warnings(request),
         ),
     )
@@ -156,6 +157,17 @@ def _target_warnings(model: OnnxFile, kind: RuntimeKind, version: Version) -> tu
     return (
         f"the file was exported with --target {target}: on {label} {cost}; "
         f"export it with `qvd-export --target {wanted}`",
+    )
+
+
+def _attention_warnings(model: OnnxFile, strongly_typed: bool) -> tuple[str, ...]:
+    """What TensorRT 8.6 does to attention beside Q/DQ (docs/design.md, measured)."""
+    if strongly_typed or not model.has_quantized_attention:
+        return ()
+    return (
+        "TensorRT 8 runs attention in float32, unfused, where quantized MatMuls share its block: "
+        "time it against the float model (`qvd-export --target trt8 --bits w16a16`); if it is "
+        "slower, keep them float, for example with `qvd-export --keep '*transformer_blocks*'`",
     )
 
 

@@ -6,6 +6,8 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from qvd_trt.tools.engine.build_plan import BuildPlan, plan_build
@@ -13,6 +15,7 @@ from qvd_trt.tools.engine.build_request import BuildRequest
 from qvd_trt.tools.engine.onnx_file import HtdqUse, read_onnx
 from qvd_trt.tools.engine.shape_ranges import ShapeRange, parse_shape_range
 from qvd_trt.tools.engine.tensorrt_install import RuntimeKind, Version
+from tests.export.graphs import GraphBuilder
 
 SHAPES = (parse_shape_range("sample:1x16x16x16"), parse_shape_range("timestep:1"))
 
@@ -118,6 +121,30 @@ def test_float_file_is_told_to_stay_float32(forms: Path) -> None:
     assert plan(forms, "float", "rtx", (1, 7)).notes
     assert plan(forms, "float", "tensorrt", (8, 6)).notes == ()
     assert plan(forms, "trt", "tensorrt", (10, 7)).notes == ()
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_attention_beside_quantized_products(tmp_path: Path, quantized: bool) -> None:
+    net = GraphBuilder()
+    x, weight = net.input("x", [4, 16]), net.weight("weight", 16, 16)
+    if quantized:
+        scale = net.constant("scale", np.array(0.1, np.float32))
+        x, weight = (
+            net.op(
+                "DequantizeLinear", net.op("QuantizeLinear", t, scale, name=f"{t}/q"), scale, name=t
+            )
+            for t in (x, weight)
+        )
+    net.op("Softmax", net.op("MatMul", x, weight, name="product"), name="probabilities")
+    onnx.save(net.model({"probabilities_out": [4, 16]}), tmp_path / "model.onnx")
+    request = BuildRequest(tmp_path / "model.onnx", tmp_path / "model.engine")
+    model = read_onnx(request.model)
+
+    def warnings(*version: int) -> str:
+        return " ".join(plan_build(request, model, "tensorrt", version).warnings)
+
+    assert ("attention in float32" in warnings(8, 6, 0)) == quantized
+    assert "attention" not in warnings(10, 0, 1)
 
 
 def test_turing_is_warned_of(forms: Path) -> None:
