@@ -97,6 +97,12 @@ def _add_builder(parser: argparse.ArgumentParser) -> None:
         "--timing-cache", type=Path, metavar="FILE", help="read and extend kernel timings"
     )
     group.add_argument(
+        "--log",
+        type=Path,
+        metavar="FILE",
+        help="write all that TensorRT says while it builds, each line with its second",
+    )
+    group.add_argument(
         "--workspace", metavar="SIZE", help="most scratch memory, for example 8G (default: all)"
     )
     group.add_argument(

@@ -103,6 +103,7 @@ def read_request(options: argparse.Namespace) -> BuildRequest:
         dtype=options.dtype,
         shapes=tuple(map(parse_shape_range, options.shapes)),
         timing_cache=options.timing_cache,
+        log=options.log,
         workspace=None if options.workspace is None else parse_size(options.workspace),
         use_plugin=plugin is not None,
         plugin=plugin if plugin and plugin.parts else None,

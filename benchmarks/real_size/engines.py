@@ -1,10 +1,9 @@
-"""Building and opening one TensorRT engine of the latency benchmark."""
+"""Building one TensorRT engine of the latency benchmark, opening it and timing its layers."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,10 @@ import numpy.typing as npt
 
 from benchmarks.real_size.cuda import Cuda, CudaError
 from qvd_trt.calibrators.atomic_write import write_atomically
+from qvd_trt.tools.engine.build_plan import FIRST_STRONGLY_TYPED, BuildPlan
+from qvd_trt.tools.engine.compile_process import compile_in_child
 from qvd_trt.tools.engine.inspector_layers import read_entry
-from qvd_trt.tools.engine.tactic_sources import own_tactic_sources
+from qvd_trt.tools.engine.tensorrt_install import find_tensorrt
 
 os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
 
@@ -32,52 +33,51 @@ class BuildOptions:
         level: Builder optimization level.
         timing_cache: File that is read and written, shared by all builds.
         plugin: Library with the HTDQ plugin, or None.
+        logs: Folder that gets TensorRT's whole log of every build, or None.
     """
 
     level: int
     timing_cache: Path
     plugin: Path | None
+    logs: Path | None
 
 
-def open_tensorrt(plugin: Path | None, verbose: bool = False) -> tuple[Any, Any]:
-    """The module and a logger that prints warnings, or everything; plugins are registered."""
+def open_tensorrt(plugin: Path | None) -> tuple[Any, Any]:
+    """The module and a logger that prints warnings; plugins are registered."""
     import tensorrt as trt
 
-    logger = trt.Logger(trt.Logger.VERBOSE if verbose else trt.Logger.WARNING)
+    logger = trt.Logger(trt.Logger.WARNING)
     trt.init_libnvinfer_plugins(logger, "")
     if plugin is not None:
         ctypes.CDLL(str(plugin.resolve()), ctypes.RTLD_GLOBAL)
     return trt, logger
 
 
-def build_engine(trt: Any, logger: Any, model: Path, int8: bool, options: BuildOptions) -> bytes:
-    """Build one file with ``--fp16`` or ``--int8 --fp16``.
+def build_to(model: Path, plan: Path, int8: bool, options: BuildOptions) -> float:
+    """Build one file as qvd-build does, with ``--fp16`` or ``--int8 --fp16``; returns the seconds.
 
     Raises:
-        RuntimeError: the parser or the builder failed.
+        UserError: the parser or the builder failed.
     """
-    builder = trt.Builder(logger)
-    flags = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
-    network = builder.create_network(0 if flags is None else 1 << int(flags))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(model)):
-        errors = [str(parser.get_error(index)) for index in range(parser.num_errors)]
-        raise RuntimeError("; ".join(errors))
-    config = builder.create_builder_config()
-    config.set_flag(trt.BuilderFlag.FP16)
-    if int8:
-        config.set_flag(trt.BuilderFlag.INT8)
-    config.builder_optimization_level = options.level
-    config.set_tactic_sources(sum(1 << int(source) for source in own_tactic_sources(trt)))
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    file = options.timing_cache
-    cache = config.create_timing_cache(file.read_bytes() if file.exists() else b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
-    plan = builder.build_serialized_network(network, config)
-    file.write_bytes(bytes(memoryview(config.get_timing_cache().serialize())))
-    if plan is None:
-        raise RuntimeError("the builder made no engine; see the log above")
-    return bytes(memoryview(plan))
+    version = find_tensorrt("tensorrt").version
+    answer = compile_in_child(
+        BuildPlan(
+            model=model.absolute(),
+            kind="tensorrt",
+            version=version,
+            strongly_typed=False,
+            fp16=True,
+            int8=int8,
+            timing_cache=options.timing_cache.absolute(),
+            log=None if options.logs is None else options.logs.absolute() / f"{plan.stem}.log",
+            plugin=None if options.plugin is None else options.plugin.absolute(),
+            optimization_level=options.level,
+            cublas=version >= FIRST_STRONGLY_TYPED,
+        )
+    )
+    assert answer.engine is not None
+    write_atomically(plan, answer.engine)
+    return answer.seconds
 
 
 class TimedEngine:
@@ -170,12 +170,3 @@ class TimedEngine:
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._cuda.stream):
             raise RuntimeError("the engine did not run; see the log above")
-
-
-def build_to(
-    trt: Any, logger: Any, model: Path, plan: Path, int8: bool, options: BuildOptions
-) -> float:
-    """Build into a file; returns the seconds it took."""
-    start = time.perf_counter()
-    write_atomically(plan, build_engine(trt, logger, model, int8, options))
-    return time.perf_counter() - start

@@ -38,6 +38,7 @@ from benchmarks.real_size.engines import BuildOptions, TimedEngine, build_to, op
 from benchmarks.real_size.kernel_trace import KernelTrace
 from benchmarks.real_size.layer_report import HTDQ, INT8_PRODUCT, REFORMAT, layer_times, summarize
 from benchmarks.real_size.skeleton import SKELETONS, fill
+from qvd_trt.calibrators.errors import UserError
 
 VARIANTS = ("fp", "w8a8", "modelopt", "plugin")
 REFERENCE = "fp"
@@ -78,7 +79,6 @@ def build(
     plan: Path,
     entry: dict[str, Any],
     options: BuildOptions,
-    tensorrt: tuple[Any, Any],
 ) -> None:
     """Fill and build one variant."""
     folder = plan.with_suffix("")
@@ -87,11 +87,11 @@ def build(
     entry["fill_s"] = round(time.perf_counter() - start, 1)
     entry.pop("error", None)
     try:
-        entry["build_s"] = round(build_to(*tensorrt, model, plan, variant != REFERENCE, options), 1)
+        seconds = build_to(model, plan, variant != REFERENCE, options)
+        entry["build_s"] = round(seconds, 1)
         entry["level"] = options.level
-        entry["tensorrt"] = tensorrt[0].__version__
         entry["engine_mb"] = round(plan.stat().st_size / 1e6, 1)
-    except RuntimeError as error:
+    except UserError as error:
         entry["error"] = str(error)[:2000]
     finally:
         shutil.rmtree(folder)
@@ -121,6 +121,7 @@ def examine(key: tuple[str, str], plan: Path, results: Results, tensorrt: tuple[
     engine = TimedEngine(*tensorrt, plan, cuda)
     engine.warm_up()
     entry = results.engine(*key)
+    entry["tensorrt"] = tensorrt[0].__version__
     entry["cuda_graph"] = engine.graph
     entry["outputs"] = engine.output_summary()
     entry["alone_ms"] = spread([cuda.milliseconds(engine.launch) for _ in range(MIN_ROUNDS)])
@@ -235,13 +236,13 @@ def main() -> None:
     parser.add_argument("--level", type=int, default=3, help="builder optimization level, 0 to 5")
     parser.add_argument("--plugin", type=Path, help="library with the HTDQ plugin")
     parser.add_argument("--kernel-trace", type=Path, help="library of kernel_trace.cpp")
-    parser.add_argument("--verbose", action="store_true", help="TensorRT's whole log")
+    parser.add_argument("--logs", type=Path, help="folder for TensorRT's whole logs")
     options = parser.parse_args()
     deadline = time.perf_counter() + options.budget_s
     options.work.mkdir(parents=True, exist_ok=True)
     cache = options.work / "timing.cache"
-    build_options = BuildOptions(options.level, cache, options.plugin)
-    tensorrt = open_tensorrt(options.plugin, options.verbose)
+    build_options = BuildOptions(options.level, cache, options.plugin, options.logs)
+    tensorrt = open_tensorrt(options.plugin)
     trace = KernelTrace(options.kernel_trace) if options.kernel_trace else None
     results = Results(options.out)
     for model in options.models:
@@ -257,7 +258,7 @@ def main() -> None:
             needs_plugin = variant == "plugin" and options.plugin is None
             if found and not plan.exists() and not late and not needs_plugin:
                 entry = results.engine(model, variant)
-                build(found[0], variant, plan, entry, build_options, tensorrt)
+                build(found[0], variant, plan, entry, build_options)
                 results.save()
             if plan.exists():
                 plans[variant] = plan

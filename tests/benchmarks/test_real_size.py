@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.real_size import latency
+from benchmarks.real_size import engines, latency
 from benchmarks.real_size.engines import BuildOptions
 from benchmarks.real_size.layer_report import (
     FLOAT_PRODUCT,
@@ -26,6 +26,8 @@ from benchmarks.real_size.layer_report import (
     summarize,
 )
 from benchmarks.real_size.skeleton import fill, strip
+from qvd_trt.tools.engine.build_plan import BuildPlan
+from qvd_trt.tools.engine.compiler import CompileAnswer
 
 K, N = 64, 320
 
@@ -100,19 +102,22 @@ def test_only_quantized_variants_are_built_with_int8(
 ) -> None:
     skeleton = tmp_path / f"small_{variant}.onnx.xz"
     strip(_quantized_linear(tmp_path), skeleton, {"x": (8, K)})
-    asked = []
+    asked: list[BuildPlan] = []
 
-    def build_to(trt: Any, logger: Any, model: Path, plan: Path, int8: bool, options: Any) -> float:
-        asked.append(int8)
-        plan.write_bytes(b"plan")
-        return 1.0
+    def compile_in_child(plan: BuildPlan) -> CompileAnswer:
+        asked.append(plan)
+        return CompileAnswer(engine=b"plan", seconds=1.0)
 
-    monkeypatch.setattr(latency, "build_to", build_to)
-    tensorrt: Any = SimpleNamespace(__version__="8.6.0"), None
+    install: Any = SimpleNamespace(version=(8, 6, 0))
+    monkeypatch.setattr(engines, "find_tensorrt", lambda kind: install)
+    monkeypatch.setattr(engines, "compile_in_child", compile_in_child)
     entry: dict[str, Any] = {"error": "of an earlier call"}
-    options = BuildOptions(0, tmp_path / "cache", None)
-    latency.build(skeleton, variant, tmp_path / "small.plan", entry, options, tensorrt)
-    assert asked == [int8]
+    options = BuildOptions(0, tmp_path / "cache", plugin=None, logs=None)
+    latency.build(skeleton, variant, tmp_path / "small.plan", entry, options)
+    (plan,) = asked
+    assert plan.flags == (("int8", "fp16") if int8 else ("fp16",))
+    assert not plan.cublas
+    assert (tmp_path / "small.plan").read_bytes() == b"plan"
     assert "error" not in entry
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,15 @@ class TestCommand:
         assert "2 Gemm behind the HTDQ codebook, by design" in out
         assert "strongly typed, for SM89" in out
         assert "correlation" in out
+
+    def test_log(self, folder: Path, tmp_path: Path) -> None:
+        log = tmp_path / "logs" / "build.log"
+        arguments = [str(folder / "w8a8.onnx"), "--runtime", "rtx", "--shapes", *SHAPES]
+        assert main([*arguments, "--ahead-of-time", "SM89", "--log", str(log)]) == 0
+        found = re.findall(r"^ +(\d+\.\d) ", log.read_text(), re.MULTILINE)
+        seconds = [float(text) for text in found]
+        assert len(seconds) > 100
+        assert seconds == sorted(seconds)
 
     def test_json(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         arguments = [str(folder / "float.onnx"), "--runtime", "rtx", "--shapes", *SHAPES]

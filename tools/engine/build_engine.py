@@ -95,12 +95,18 @@ def _report(
 
 def _check_output(request: BuildRequest) -> None:
     """Refuse before the build what would fail after it."""
-    if request.output.absolute() == request.model.absolute():
-        raise UserError("--output is the model itself; name another file")
-    written = (("--output", request.output), ("--timing-cache", request.timing_cache))
+    taken = {request.model.absolute(): "the model itself"}
+    written = (
+        ("--output", request.output),
+        ("--timing-cache", request.timing_cache),
+        ("--log", request.log),
+    )
     for option, path in written:
         if path is None:
             continue
+        if path.absolute() in taken:
+            raise UserError(f"{option} is {taken[path.absolute()]}; name another file")
+        taken[path.absolute()] = f"the file of {option}, too"
         if path.is_dir():
             raise UserError(f"{option} {path} is a folder; name a file")
         folder = next(parent for parent in path.absolute().parents if parent.exists())

@@ -29,6 +29,7 @@ class BuildPlan:
         int8: Whether layers may run in INT8 (TensorRT 8 and 9).
         shapes: Shapes of all dynamic inputs.
         timing_cache: File of kernel timings.
+        log: File of TensorRT's messages.
         workspace: Most bytes of scratch memory.
         plugin: The HTDQ library to load, absolute.
         optimization_level: TensorRT's builder optimization level.
@@ -46,6 +47,7 @@ class BuildPlan:
     int8: bool = False
     shapes: tuple[ShapeRange, ...] = ()
     timing_cache: Path | None = None
+    log: Path | None = None
     workspace: int | None = None
     plugin: Path | None = None
     optimization_level: int | None = None
@@ -90,6 +92,7 @@ def plan_build(
         int8=not strongly_typed and model.is_quantized,
         shapes=resolve_shapes(request.shapes, model.inputs),
         timing_cache=request.timing_cache,
+        log=None if request.log is None else request.log.absolute(),
         workspace=request.workspace,
         plugin=None if plugin is None else plugin.absolute(),
         optimization_level=request.optimization_level,

@@ -23,6 +23,7 @@ class BuildRequest:
         dtype: Type of the layers that are not INT8; only TensorRT 8 and 9 take it from here.
         shapes: Shapes of the inputs with dynamic dimensions.
         timing_cache: File with kernel timings, read and added to.
+        log: File that gets all that TensorRT says, while it builds.
         workspace: Most bytes of scratch memory; None for TensorRT's default.
         use_plugin: Whether to load the HTDQ plugin.
         plugin: Its library; None for the one that ``trt_plugins build`` wrote.
@@ -39,6 +40,7 @@ class BuildRequest:
     dtype: EngineFloat | None = None
     shapes: tuple[ShapeRange, ...] = ()
     timing_cache: Path | None = None
+    log: Path | None = None
     workspace: int | None = None
     use_plugin: bool = False
     plugin: Path | None = None

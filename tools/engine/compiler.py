@@ -60,7 +60,7 @@ def compile_plan(plan: BuildPlan) -> CompileAnswer:
         StepError: TensorRT failed without ending the process.
     """
     install = find_tensorrt(plan.kind)
-    log = make_log(install.module)
+    log = make_log(install.module, plan.log)
     builder, network = create_network(install, plan, log)
     _parse(install, plan, network, log)
     started = time.monotonic()
@@ -70,8 +70,12 @@ def compile_plan(plan: BuildPlan) -> CompileAnswer:
     return CompileAnswer(engine=engine, layers=layers, seconds=seconds, inspector_error=error)
 
 
-def make_log(trt: Any) -> Any:
-    """A logger for TensorRT that keeps all it is told."""
+def make_log(trt: Any, path: Path | None = None) -> Any:
+    """A logger for TensorRT that keeps all it is told, and writes it to a file as it comes."""
+    started = time.monotonic()
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    file = None if path is None else path.open("w", buffering=1, encoding="utf-8")
 
     class Log(trt.ILogger):  # type: ignore[misc]
         """Keeps every message; prints what went wrong, in case the process dies."""
@@ -84,6 +88,8 @@ def make_log(trt: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             self.messages.append(message)
+            if file is not None:
+                print(f"{time.monotonic() - started:8.1f} {message}", file=file)
             if severity == trt.ILogger.WARNING:
                 self.warnings.append(message)
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
