@@ -49,6 +49,16 @@ def add_sampling(parser: argparse.ArgumentParser, title: str) -> None:
     group.add_argument("--seed", type=int, default=0, help="seed of noise and drawn inputs")
 
 
+def first_given(options: argparse.Namespace) -> str | None:
+    """The first sampling option that has another value than its default, as it is written."""
+    defaults = {"steps": 20, "samples": 4, "seed": 0, "shapes": []}
+    names = ("sampler", "prediction", "schedule", "spacing", "shift", "steps", "samples")
+    for name in (*names, "guidance", "inputs", "shapes", "seed"):
+        if getattr(options, name) != defaults.get(name):
+            return f"--{name}"
+    return None
+
+
 def read_sampling(options: argparse.Namespace) -> SelfSamplingOptions:
     """Gather the sampling options.
 

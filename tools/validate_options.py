@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvd_trt.calibrators.errors import UserError
-from qvd_trt.tools.sampling_options import add_sampling, read_sampling
+from qvd_trt.tools.sampling_options import add_sampling, first_given, read_sampling
 
 if TYPE_CHECKING:
     from qvd_trt.tools.validation.request import ValidationRequest
@@ -172,6 +172,8 @@ def _check_calls(options: argparse.Namespace) -> None:
         raise UserError("--engine and --engine-outputs exclude each other; give one of them")
     if options.raw_int32 and options.save_raw is None:
         raise UserError("--raw-int32 needs --save-raw FOLDER")
+    if not options.free_run and (given := first_given(options)) is not None:
+        raise UserError(f"{given} is for sampling; give --free-run, too")
     if options.calib:
         return
     if not options.free_run:

@@ -123,10 +123,11 @@ class Recorder:
         target = folder / f"call_{self._calls:04d}"
         target.mkdir(parents=True)
         files, shapes = [], []
-        for name, array in call.inputs.items():
+        for position, (name, array) in enumerate(call.inputs.items()):
             if self._paths.raw_int32 and array.dtype == np.int64:
                 array = cast_exactly(array, "int32", f"input {name!r}")
-            file = target / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.bin"
+            # The position tells apart names that differ in characters a file name may not have.
+            file = target / f"{position}_{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.bin"
             np.ascontiguousarray(array).tofile(file)
             files.append(f"{name}:{file}")
             if array.ndim:

@@ -124,6 +124,10 @@ class TestOptions:
         line = validate.refused("--free-run", *arguments, calib=False)
         assert f"{arguments[0]} needs recorded calls" in line
 
+    @pytest.mark.parametrize("option", [["--steps", "3"], ["--shapes", "sample:1x16x8x8"]])
+    def test_sampling_without_a_run(self, validate: Validate, option: list[str]) -> None:
+        assert f"{option[0]} is for sampling; give --free-run" in validate.refused(*option)
+
     def test_engine_twice(self, validate: Validate) -> None:
         line = validate.refused("--engine", "a.plan", "--engine-outputs", "b.json")
         assert "exclude each other" in line
