@@ -4,10 +4,11 @@
         --work /tmp/real_size --budget-s 520 [--level 3] [--plugin libqvd_trt_plugins.so]
 
 The skeletons are those that make_models.py wrote (NAME_VARIANT.onnx.xz). Variants, in the order
-of building: `fp` (the float graph, built with fp16), `w8a8` (ours, HTDQ as plain ONNX), `modelopt`,
-`plugin` (ours, HTDQ as the plugin); all but the first with int8 and fp16. Each is filled with
-random weights, built, and its plan kept in the work folder, so that a second call goes on where the
-first ended. With the budget spent no further engine is built, and those there are timed.
+of building: `fp` (the float graph, built with fp16), `w8a8` (ours, HTDQ as plain ONNX), `convs`
+(ours, transformer blocks left float), `modelopt`, `plugin` (ours, HTDQ as the plugin), or any other
+that has a file; all but the first with int8 and fp16. Each is filled with random weights, built,
+and its plan kept in the work folder, so that a second call goes on where the first ended. With the
+budget spent no further engine is built, and those there are timed.
 
 Each engine is timed alone and layer by layer as soon as it is built (shares come from the layers;
 one by one they are slower as a whole). Then all engines of a model are timed in one process, one
@@ -40,7 +41,7 @@ from benchmarks.real_size.layer_report import HTDQ, INT8_PRODUCT, REFORMAT, laye
 from benchmarks.real_size.skeleton import SKELETONS, fill
 from qvd_trt.calibrators.errors import UserError
 
-VARIANTS = ("fp", "w8a8", "modelopt", "plugin")
+VARIANTS = ("fp", "w8a8", "convs", "modelopt", "plugin")
 REFERENCE = "fp"
 MIN_ROUNDS = 20
 _CLOCKS = "name,driver_version,clocks.sm,clocks.max.sm,temperature.gpu,power.draw"
