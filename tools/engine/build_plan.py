@@ -102,7 +102,7 @@ def plan_build(
         warnings=(
             *_target_warnings(model, kind, version),
             *plugin_warnings(plugin, model, kind, version),
-            *_attention_warnings(model, strongly_typed),
+            *_attention_warnings(model, kind, version),
             *_turing_warnings(request),
         ),
     )
@@ -163,9 +163,9 @@ def _target_warnings(model: OnnxFile, kind: RuntimeKind, version: Version) -> tu
     )
 
 
-def _attention_warnings(model: OnnxFile, strongly_typed: bool) -> tuple[str, ...]:
+def _attention_warnings(model: OnnxFile, kind: RuntimeKind, version: Version) -> tuple[str, ...]:
     """What TensorRT 8.6 does to attention beside Q/DQ (docs/design.md, measured)."""
-    if strongly_typed or not model.has_quantized_attention:
+    if kind == "rtx" or version[0] != 8 or not model.has_quantized_attention:
         return ()
     return (
         "TensorRT 8 runs attention in float32, unfused, where quantized MatMuls share its block: "
