@@ -51,10 +51,10 @@ def add_sampling(parser: argparse.ArgumentParser, title: str) -> None:
 
 def first_given(options: argparse.Namespace) -> str | None:
     """The first sampling option that has another value than its default, as it is written."""
-    defaults = {"steps": 20, "samples": 4, "seed": 0, "shapes": []}
-    names = ("sampler", "prediction", "schedule", "spacing", "shift", "steps", "samples")
-    for name in (*names, "guidance", "inputs", "shapes", "seed"):
-        if getattr(options, name) != defaults.get(name):
+    parser = argparse.ArgumentParser()
+    add_sampling(parser, "sampling")
+    for name, default in vars(parser.parse_args([])).items():
+        if getattr(options, name) != default:
             return f"--{name}"
     return None
 

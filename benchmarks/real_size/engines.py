@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from qvd_trt.calibrators.atomic_write import write_atomically
 from qvd_trt.tools.engine.build_plan import FIRST_STRONGLY_TYPED, BuildPlan
 from qvd_trt.tools.engine.compile_process import compile_in_child
 from qvd_trt.tools.engine.inspector_layers import read_entry
+from qvd_trt.tools.engine.plugin import load_plugin
 from qvd_trt.tools.engine.tensorrt_install import find_tensorrt
 
 os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
@@ -44,12 +44,12 @@ class BuildOptions:
 
 def open_tensorrt(plugin: Path | None) -> tuple[Any, Any]:
     """The module and a logger that prints warnings; plugins are registered."""
-    import tensorrt as trt
-
+    install = find_tensorrt("tensorrt")
+    trt: Any = install.module
     logger = trt.Logger(trt.Logger.WARNING)
     trt.init_libnvinfer_plugins(logger, "")
     if plugin is not None:
-        ctypes.CDLL(str(plugin.resolve()), ctypes.RTLD_GLOBAL)
+        load_plugin(trt, install.version, str(plugin.resolve()), logger)
     return trt, logger
 
 

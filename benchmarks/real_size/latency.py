@@ -75,11 +75,7 @@ class Results:
 
 
 def build(
-    skeleton: Path,
-    variant: str,
-    plan: Path,
-    entry: dict[str, Any],
-    options: BuildOptions,
+    skeleton: Path, variant: str, plan: Path, entry: dict[str, Any], options: BuildOptions
 ) -> None:
     """Fill and build one variant."""
     folder = plan.with_suffix("")
@@ -127,9 +123,7 @@ def examine(key: tuple[str, str], plan: Path, results: Results, tensorrt: tuple[
     entry["outputs"] = engine.output_summary()
     entry["alone_ms"] = spread([cuda.milliseconds(engine.launch) for _ in range(MIN_ROUNDS)])
     results.save()
-    layers = engine.layers()
-    results.save_layers(*key, layers)
-    times = engine.profile()
+    layers, times = engine.layers(), engine.profile()
     results.save_layers(
         *key, [{**layer, "ms": times.get(layer.get("Name", ""))} for layer in layers]
     )

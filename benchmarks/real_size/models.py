@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from diffusers import UNetMotionModel, WanTransformer3DModel
 from torch import Tensor, nn
+
+from benchmarks.real_size.denoiser_modules import AnimateDiffDenoiser, DitDenoiser
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -61,29 +62,6 @@ class RealSizeModel:
         }
 
 
-class _AnimateDiff(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        # The UNet takes one context per frame ([b * f, s, c]), as its pipeline passes it.
-        context = encoder_hidden_states.repeat_interleave(sample.shape[2], dim=0)
-        return cast(Tensor, self.model(sample, timestep, context, return_dict=False)[0])
-
-
-class _Dit(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor
-    ) -> Tensor:
-        out = self.model(hidden_states, timestep, encoder_hidden_states, return_dict=False)
-        return cast(Tensor, out[0])
-
-
 def unet(layers: int = UNET_LAYERS, narrowing: int = 1) -> RealSizeModel:
     """AnimateDiff v1.5-2 on Stable Diffusion 1.5: 1.3 G parameters, 16 frames of 384 x 448.
 
@@ -97,7 +75,7 @@ def unet(layers: int = UNET_LAYERS, narrowing: int = 1) -> RealSizeModel:
     """
 
     def build() -> nn.Module:
-        return _AnimateDiff(
+        return AnimateDiffDenoiser(
             UNetMotionModel(
                 layers_per_block=layers,
                 block_out_channels=tuple(c // narrowing for c in (320, 640, 1280, 1280)),
@@ -142,7 +120,7 @@ def wan(layers: int = WAN_LAYERS) -> RealSizeModel:
     """
 
     def build() -> nn.Module:
-        return _Dit(
+        return DitDenoiser(
             WanTransformer3DModel(
                 num_attention_heads=12,
                 attention_head_dim=128,

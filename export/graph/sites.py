@@ -112,7 +112,7 @@ def _too_narrow(graph: ir.Graph, layer: Layer) -> str | None:
 
 
 def _kept_by_user(graph: ir.Graph, layers: list[Layer], patterns: Iterable[str]) -> dict[str, str]:
-    modules = {node.name: module_path(node) for node in graph}
+    nodes = {node.name: node for node in graph}
     reasons: dict[str, str] = {}
     for pattern in patterns:
         hits = [
@@ -120,7 +120,7 @@ def _kept_by_user(graph: ir.Graph, layers: list[Layer], patterns: Iterable[str])
             for layer in layers
             if any(
                 fnmatchcase(name, pattern)
-                for name in (layer.name, layer.weight, modules[layer.name])
+                for name in (layer.name, layer.weight, module_path(nodes[layer.name]))
             )
         ]
         if not hits:

@@ -8,7 +8,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from qvd_trt.calibrators.errors import UserError
-from qvd_trt.export.passes.lower_precision_plan import float32_nodes
+from qvd_trt.export.passes.float32_nodes import float32_nodes
 from qvd_trt.export.passes.lower_schema import (
     DTYPE_ATTRIBUTES,
     STATED_OUTPUT,

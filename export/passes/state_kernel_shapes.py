@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from qvd_trt.export.graph.stored_values import stored_value
+
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _BEFORE_WEIGHTS = ("QuantizeLinear", "DequantizeLinear")
 
@@ -19,18 +21,9 @@ class StateKernelShapes(ir.passes.InPlacePass):
         modified = False
         for node in model.graph:
             if node.op_type in _CONVOLUTIONS and "kernel_shape" not in node.attributes:
-                weights = _stored_weights(node)
+                weights = stored_value(node.inputs[1], _BEFORE_WEIGHTS)
                 if weights is not None and weights.const_value is not None:
                     extents = weights.const_value.shape.numpy()[2:]
                     node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", extents)
                     modified = True
         return ir.passes.PassResult(model, modified)
-
-
-def _stored_weights(node: ir.Node) -> ir.Value | None:
-    value = node.inputs[1]
-    while value is not None and (producer := value.producer()) is not None:
-        if producer.op_type not in _BEFORE_WEIGHTS:
-            return None
-        value = producer.inputs[0]
-    return value

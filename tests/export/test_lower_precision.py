@@ -10,8 +10,8 @@ import pytest
 
 from qvd_trt.calibrators.errors import UserError
 from qvd_trt.export.passes import lower_precision
+from qvd_trt.export.passes.float32_nodes import out_of_range
 from qvd_trt.export.passes.lower_precision import LowerPrecision, lowered
-from qvd_trt.export.passes.lower_precision_plan import out_of_range
 from qvd_trt.export.passes.raise_opset import RaiseOpset
 from tests.export.lower_graphs import (
     BF16,

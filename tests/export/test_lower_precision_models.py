@@ -7,8 +7,8 @@ import onnx_ir as ir
 import pytest
 
 from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.passes.float32_nodes import float32_nodes
 from qvd_trt.export.passes.lower_precision import LowerPrecision
-from qvd_trt.export.passes.lower_precision_plan import float32_nodes
 from qvd_trt.export.passes.lower_schema import infer_dtypes
 from qvd_trt.export.passes.raise_opset import RaiseOpset
 from tests.export.lower_graphs import (

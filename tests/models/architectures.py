@@ -23,6 +23,8 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
+from benchmarks.real_size.denoiser_modules import AnimateDiffDenoiser, DitDenoiser
+
 
 @dataclass(frozen=True, slots=True)
 class Denoiser:
@@ -39,18 +41,6 @@ class Denoiser:
     dynamic_dims: Mapping[str, Mapping[int, str]]
 
 
-class _DitDenoiser(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor
-    ) -> Tensor:
-        out = self.model(hidden_states, timestep, encoder_hidden_states, return_dict=False)
-        return cast(Tensor, out[0])
-
-
 class _SvdDenoiser(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -65,18 +55,6 @@ class _SvdDenoiser(nn.Module):
     ) -> Tensor:
         out = self.model(sample, timestep, encoder_hidden_states, added_time_ids, return_dict=False)
         return cast(Tensor, out[0])
-
-
-class _AnimateDiffDenoiser(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        # The UNet takes one context per frame ([b * f, s, c]), as its pipeline passes it.
-        frames = sample.shape[2]
-        context = encoder_hidden_states.repeat_interleave(frames, dim=0)
-        return cast(Tensor, self.model(sample, timestep, context, return_dict=False)[0])
 
 
 def wan(seed: int = 0) -> Denoiser:
@@ -99,7 +77,7 @@ def wan(seed: int = 0) -> Denoiser:
             num_layers=2,
             rope_max_seq_len=32,
         )
-        return _DitDenoiser(model)
+        return DitDenoiser(model)
 
     def inputs(b: int, f: int, h: int, w: int, s: int, rng: torch.Generator) -> dict[str, Tensor]:
         return {
@@ -196,7 +174,7 @@ def latte(seed: int = 0) -> Denoiser:
             caption_channels=48,
             video_length=4,
         )
-        return _DitDenoiser(model)
+        return DitDenoiser(model)
 
     def inputs(b: int, s: int, rng: torch.Generator) -> dict[str, Tensor]:
         return {
@@ -241,7 +219,7 @@ def animatediff(seed: int = 0) -> Denoiser:
             motion_num_attention_heads=4,
             use_motion_mid_block=True,
         )
-        return _AnimateDiffDenoiser(model)
+        return AnimateDiffDenoiser(model)
 
     def inputs(b: int, f: int, h: int, w: int, s: int, rng: torch.Generator) -> dict[str, Tensor]:
         return {

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qvd_trt.export.graph.dependence import all_inputs, input_dependence
+from qvd_trt.export.graph.stored_values import stored_value
 from qvd_trt.export.passes.lower_schema import (
     STATED_OUTPUT,
     Dtypes,
@@ -99,15 +100,8 @@ def _is_weighted_layer(node: ir.Node) -> bool:
     """Accept Conv and Gemm always; MatMul when an operand is a weight, perhaps behind Q/DQ."""
     if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
         return True
-    return node.op_type == "MatMul" and any(_is_stored(value) for value in node.inputs)
-
-
-def _is_stored(value: ir.Value | None) -> bool:
-    while value is not None and (producer := value.producer()) is not None:
-        if producer.op_type not in ("QuantizeLinear", "DequantizeLinear", *_LAYOUT):
-            return producer.op_type == "Constant"
-        value = producer.inputs[0]
-    return value is not None and value.is_initializer()
+    through = ("QuantizeLinear", "DequantizeLinear", *_LAYOUT)
+    return node.op_type == "MatMul" and any(stored_value(v, through) for v in node.inputs)
 
 
 def _shape_arithmetic(graph: ir.Graph, dtypes: Dtypes) -> set[ir.Node]:
