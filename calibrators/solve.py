@@ -32,12 +32,14 @@ class SolveOptions:
         algorithm: How dense sites are solved.
         temporal_quantizer: A name in ``CODEBOOKS``, or ``float``.
         min_sqnr: Layers whose output falls below this SQNR (dB) on calibration rows stay float.
+        shift_padded: Whether SCRI may shift in front of a zero-padded convolution.
     """
 
     bits: Bits
     algorithm: Algorithm
     temporal_quantizer: str
     min_sqnr: float | None = None
+    shift_padded: bool = True
 
 
 def solve(
@@ -131,7 +133,9 @@ def _problem(
             f"the statistics hold no sample rows, which --algorithm {options.algorithm.name} "
             "needs; calibrate again with this algorithm"
         )
-    return SiteProblem(site, found, _weights(site, read_weight), options.bits)
+    padded = any(window.padded for window in site.windows)
+    may_shift = options.shift_padded or not padded
+    return SiteProblem(site, found, _weights(site, read_weight), options.bits, may_shift)
 
 
 def _without_gemv(site: Site, stats: ActivationStats) -> tuple[Site, list[KeptLayer]]:

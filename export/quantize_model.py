@@ -247,6 +247,7 @@ def _solve(
         algorithm=algorithm,
         temporal_quantizer=request.temporal_quantizer or algorithm.temporal_quantizer,
         min_sqnr=request.min_sqnr,
+        shift_padded=request.apply.target.shifts_padded,
     )
     with progress.step("solve", len(sites.dense) + len(sites.temporal)) as advance:
         return solve(

@@ -56,6 +56,7 @@ class TargetProfile:
             and the layer stay float32 between Casts.
         weight_form: How weights are stored.
         htdq_form: How HTDQ nodes are written by default.
+        shifts_padded: Whether SCRI may shift in front of a zero-padded convolution.
         spares_tensorrt8: Whether to leave out what TensorRT 8.6 misreads or cannot build
             (docs/design.md).
     """
@@ -67,6 +68,7 @@ class TargetProfile:
     low_precision_scales: bool
     weight_form: WeightForm
     htdq_form: HtdqForm
+    shifts_padded: bool = True
     spares_tensorrt8: bool = False
 
     def min_opset(self, float_type: FloatType) -> int:
@@ -109,6 +111,7 @@ TARGETS: dict[str, TargetProfile] = {
             low_precision_scales=False,
             weight_form=WeightForm.FLOAT_QDQ,
             htdq_form=HtdqForm.INLINE,
+            shifts_padded=False,
             spares_tensorrt8=True,
         ),
         TargetProfile(

@@ -112,6 +112,12 @@ def _add_builder(parser: argparse.ArgumentParser) -> None:
         help="0 builds fast, 5 gives the fastest engine (default: TensorRT's, 3)",
     )
     group.add_argument(
+        "--implicit",
+        action="store_true",
+        help="TensorRT 8.6: take the Q/DQ out and give the scales of convolutions as dynamic "
+        "ranges; all else is float, and attention stays fused",
+    )
+    group.add_argument(
         "--no-cublas",
         action="store_true",
         help="TensorRT 8.6: take no kernels from cuBLAS and cuDNN, and need neither",

@@ -50,7 +50,8 @@ def _rows(report: BuildReport) -> list[tuple[str, list[str]]]:
     if report.layers:
         rows.append(("layers", [_layers(report)]))
     rows.append(("engine", [f"{decimal(report.engine_bytes)}, built in {report.seconds:.1f} s"]))
-    rows.append(("trtexec", [report.trtexec]))
+    if report.trtexec is not None:
+        rows.append(("trtexec", [report.trtexec]))
     rows.append(("written", [report.engine, report.report]))
     return rows
 

@@ -68,8 +68,8 @@ def _add_quantization(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         action="append",
         default=[],
-        help="keep layers float whose node, weight or torch module has this whole name (shell "
-        "pattern); repeat",
+        help="keep layers float whose node, weight, torch module or operator has this whole name "
+        "(shell pattern); repeat",
     )
     group.add_argument(
         "--min-sqnr",

@@ -109,6 +109,7 @@ def read_request(options: argparse.Namespace) -> BuildRequest:
         plugin=plugin if plugin and plugin.parts else None,
         optimization_level=options.optimization_level,
         cublas=not options.no_cublas,
+        implicit=options.implicit,
         compute_capabilities=parse_capabilities(options.ahead_of_time),
     )
 

@@ -53,8 +53,21 @@ def open_tensorrt(plugin: Path | None) -> tuple[Any, Any]:
     return trt, logger
 
 
-def build_to(model: Path, plan: Path, int8: bool, options: BuildOptions) -> float:
+def build_to(
+    model: Path,
+    plan: Path,
+    int8: bool,
+    options: BuildOptions,
+    ranges: Mapping[str, float] | None = None,
+) -> float:
     """Build one file as qvd-build does, with ``--fp16`` or ``--int8 --fp16``; returns the seconds.
+
+    Args:
+        model: The file.
+        plan: The engine to write.
+        int8: Whether it may use INT8.
+        options: The builder's.
+        ranges: Those of ``qvd-build --implicit``.
 
     Raises:
         UserError: the parser or the builder failed.
@@ -72,6 +85,7 @@ def build_to(model: Path, plan: Path, int8: bool, options: BuildOptions) -> floa
             log=None if options.logs is None else options.logs.absolute() / f"{plan.stem}.log",
             plugin=None if options.plugin is None else options.plugin.absolute(),
             optimization_level=options.level,
+            ranges=ranges,
             cublas=version >= FIRST_STRONGLY_TYPED,
         )
     )

@@ -20,13 +20,16 @@ TRACED_RUNS = 3
 TOP_KERNELS = 30
 
 _KINDS = (
+    ("reformat", ("cuint8",)),
+    ("other", ("softmax",)),
     ("INT8 conv/gemm", ("i8i32", "i8i8", "int8", "imma", "s8s8", "_s8_", "_i8_")),
     ("attention", ("mha", "flash")),
     ("fp16/fp32 conv/gemm", ("gemm", "conv", "xmma", "cutlass", "cublas", "f16f16", "hmma")),
     ("HTDQ", ("htdq",)),
     ("reformat", ("copyvectorized", "reformat", "permut", "copypacked", "transpose")),
 )
-"""Kinds of kernels by parts of their lower-case names; the first that fits."""
+"""Kinds of kernels by parts of their lower-case names; the first that fits: namespace cuInt8 is one
+of layouts, and TensorRT's softmax is called xmma like its products."""
 
 
 class KernelTrace:
@@ -58,7 +61,7 @@ class KernelTrace:
         total = sum(time for _, _, time in found) or 1.0
         kinds: dict[str, float] = {}
         for name, _, time in found:
-            kinds[_kind(name)] = kinds.get(_kind(name), 0.0) + time
+            kinds[kernel_kind(name)] = kinds.get(kernel_kind(name), 0.0) + time
         return {
             "total_ms": round(total, 4),
             "kinds": {
@@ -76,6 +79,7 @@ class KernelTrace:
             raise RuntimeError(f"CUPTI error {code}")
 
 
-def _kind(name: str) -> str:
+def kernel_kind(name: str) -> str:
+    """What a kernel does, by its name."""
     lower = name.lower()
     return next((kind for kind, parts in _KINDS if any(p in lower for p in parts)), "other")

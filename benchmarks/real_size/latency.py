@@ -4,11 +4,11 @@
         --work /tmp/real_size --budget-s 520 [--level 3] [--plugin libqvd_trt_plugins.so]
 
 The skeletons are those that make_models.py wrote (NAME_VARIANT.onnx.xz). Variants, in the order
-of building: `fp` (the float graph, built with fp16), `w8a8` (ours, HTDQ as plain ONNX), `convs`
-(ours, transformer blocks left float), `modelopt`, `plugin` (ours, HTDQ as the plugin), or any other
-that has a file; all but the first with int8 and fp16. Each is filled with random weights, built,
-and its plan kept in the work folder, so that a second call goes on where the first ended. With the
-budget spent no further engine is built, and those there are timed.
+of building: `fp` (the float graph, built with fp16), `w8a8` (ours, HTDQ as plain ONNX), `implicit`
+(ours for convolutions alone, as `qvd-build --implicit` builds it), `modelopt`, `plugin` (ours, HTDQ
+as the plugin), or any other that has a file; all but the first with int8 and fp16. Each is filled
+with random weights, built, and its plan kept in the work folder, so that a second call goes on
+where the first ended. With the budget spent no further engine is built, and those there are timed.
 
 Each engine is timed alone and layer by layer as soon as it is built (shares come from the layers;
 one by one they are slower as a whole). Then all engines of a model are timed in one process, one
@@ -40,9 +40,11 @@ from benchmarks.real_size.kernel_trace import KernelTrace
 from benchmarks.real_size.layer_report import HTDQ, INT8_PRODUCT, REFORMAT, layer_times, summarize
 from benchmarks.real_size.skeleton import SKELETONS, fill
 from qvd_trt.calibrators.errors import UserError
+from qvd_trt.tools.engine.implicit_int8 import write_implicit
 
-VARIANTS = ("fp", "w8a8", "convs", "modelopt", "plugin")
+VARIANTS = ("fp", "w8a8", "implicit", "modelopt", "plugin")
 REFERENCE = "fp"
+IMPLICIT = "implicit"
 MIN_ROUNDS = 20
 _CLOCKS = "name,driver_version,clocks.sm,clocks.max.sm,temperature.gpu,power.draw"
 
@@ -84,7 +86,12 @@ def build(
     entry["fill_s"] = round(time.perf_counter() - start, 1)
     entry.pop("error", None)
     try:
-        seconds = build_to(model, plan, variant != REFERENCE, options)
+        ranges = None
+        if variant == IMPLICIT:
+            (folder / IMPLICIT).mkdir()
+            implicit = write_implicit(model, folder / IMPLICIT)
+            model, ranges = implicit.model, implicit.ranges
+        seconds = build_to(model, plan, variant != REFERENCE, options, ranges)
         entry["build_s"] = round(seconds, 1)
         entry["level"] = options.level
         entry["engine_mb"] = round(plan.stat().st_size / 1e6, 1)

@@ -10,7 +10,7 @@ Steps, each skipped when its file exists (`--steps` picks some):
     float     float17.onnx         lowered by our own pass, for the fp16 engine
     ours      w8a8.onnx            qvd-export --target trt8 (qvd), HTDQ inlined
               w8a8_plugin.onnx     the same plan with HTDQ as the plugin node
-    convs     w8a8_convs.onnx      the UNet with its transformer blocks left float (--keep)
+    implicit  w8a8_implicit.onnx   the UNet's convolutions alone, for qvd-build --implicit
     modelopt  modelopt.onnx        ModelOpt INT8 PTQ of the same float graph (a copy)
     skeletons NAME_VARIANT.onnx.xz the real static shapes, without weights (skeleton.py)
 
@@ -65,7 +65,6 @@ from qvd_trt.export.targets import TARGETS, FloatType, HtdqForm
 
 TRAJECTORIES, STEPS = 2, 2
 TRT8_OPSET = 17
-TRANSFORMERS = ("*transformer_blocks*", "*motion_modules*")
 MODELOPT_OPSET = 19
 """The least that ModelOpt writes; it would raise a lower one by a converter that ends at 2 GiB."""
 
@@ -73,7 +72,7 @@ VARIANTS: Mapping[str, str] = {
     "fp": "float17.onnx",
     "w8a8": "w8a8.onnx",
     "plugin": "w8a8_plugin.onnx",
-    "convs": "w8a8_convs.onnx",
+    "implicit": "w8a8_implicit.onnx",
     "modelopt": "modelopt.onnx",
 }
 """Name of a skeleton, and the file it is made from."""
@@ -149,10 +148,10 @@ def quantize(folder: Path) -> None:
 
 
 def quantize_convolutions(folder: Path) -> None:
-    """Write the W8A8 file in which the layers around attention stay float."""
-    output = folder / "w8a8_convs.onnx"
+    """Write the W8A8 file for a build with ranges, in which all but convolutions is float."""
+    output = folder / "w8a8_implicit.onnx"
     plan = _existing(plan_path(output))
-    _quantize(folder, output, HtdqForm.INLINE, plan, () if plan else TRANSFORMERS)
+    _quantize(folder, output, HtdqForm.INLINE, plan, () if plan else ("MatMul",))
 
 
 def _existing(path: Path) -> Path | None:
@@ -302,7 +301,7 @@ def main() -> None:
             lambda: lower(folder / "float.onnx", folder / "float17.onnx", TRT8_OPSET),
         ),
         "ours": ("w8a8_plugin.onnx", lambda: quantize(folder)),
-        "convs": ("w8a8_convs.onnx", lambda: quantize_convolutions(folder)),
+        "implicit": ("w8a8_implicit.onnx", lambda: quantize_convolutions(folder)),
         "modelopt": (
             "modelopt.onnx",
             lambda: quantize_by_modelopt(model, folder, options.modelopt),
@@ -312,7 +311,7 @@ def main() -> None:
     for name, (product, step) in steps.items():
         if options.steps and name not in options.steps:
             continue
-        if name == "convs" and not options.model.startswith("unet"):
+        if name == "implicit" and not options.model.startswith("unet"):
             continue
         if product and (folder / product).exists():
             continue

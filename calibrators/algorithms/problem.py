@@ -26,12 +26,14 @@ class SiteProblem:
         stats: Its ranges and, when requested, its sample rows.
         weights: ``[N, C / groups, taps]`` float32 by layer name.
         bits: Widths to solve for.
+        may_shift: Whether a shift is worth its nodes on the runtime.
     """
 
     site: Site
     stats: SiteStats
     weights: Mapping[str, Float32Array]
     bits: Bits
+    may_shift: bool = True
 
     def channel_range(self) -> tuple[Float32Array, Float32Array]:
         """Minimum and maximum ``[C]`` over the trajectory, zero included where it is padded."""

@@ -48,7 +48,8 @@ SEARCH_ROWS = 192
 """Sample rows that candidates are compared on; weights and bias correction use all of them."""
 
 PAD_BEFORE_SHIFT_COST = 1.10
-"""A shift in front of a zero-padded convolution needs a Pad node: it must gain a tenth."""
+"""A shift in front of a zero-padded convolution needs a Pad node: it must gain a tenth. Where the
+node costs more than INT8 gains, a target forbids such shifts (``TargetProfile.shifts_padded``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def _scaled(grid: ActivationQuant, ratio: float) -> ActivationQuant:
 
 def _maps(problem: SiteProblem) -> list[tuple[Float32Array | None, Float32Array | None]]:
     maps: list[tuple[Float32Array | None, Float32Array | None]] = []
-    for shift in (None, mid_shift(problem)):
+    for shift in (None, mid_shift(problem)) if problem.may_shift else (None,):
         ranges = half_range(problem, shift)
         maps.append((shift, None))
         maps += [(shift, smooth_scale(problem, ranges, alpha)) for alpha in ALPHAS]

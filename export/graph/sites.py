@@ -48,7 +48,7 @@ def find_sites(
     Args:
         graph: The float graph; every node with a constant weight has a unique name.
         signature: Its timestep and latent.
-        keep_patterns: Shell patterns for whole names of nodes, weights or torch modules.
+        keep_patterns: Shell patterns for whole names of nodes, weights, torch modules or operators.
 
     Raises:
         UserError: a keep pattern matches nothing, or no layer is left to quantize.
@@ -118,19 +118,21 @@ def _kept_by_user(graph: ir.Graph, layers: list[Layer], patterns: Iterable[str])
         hits = [
             layer.name
             for layer in layers
-            if any(
-                fnmatchcase(name, pattern)
-                for name in (layer.name, layer.weight, module_path(nodes[layer.name]))
-            )
+            if any(fnmatchcase(name, pattern) for name in _names(nodes[layer.name], layer))
         ]
         if not hits:
             raise UserError(
                 f"--keep {pattern!r} matches no layer; patterns match whole names of nodes or "
-                "weights (list them with -v) or, where torch's exporter noted them, of modules, "
-                "for example '*time_emb_proj*'"
+                "weights (list them with -v), of operators such as MatMul or, where torch's "
+                "exporter noted them, of modules, for example '*time_emb_proj*'"
             )
         reasons |= dict.fromkeys(hits, f"--keep {pattern}")
     return reasons
+
+
+def _names(node: ir.Node, layer: Layer) -> tuple[str, ...]:
+    """By what a user may call a layer."""
+    return layer.name, layer.weight, layer.op.value, module_path(node)
 
 
 def _end_layers(graph: ir.Graph, layers: list[Layer], signature: ModelSignature) -> dict[str, str]:

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.real_size import engines, latency
 from benchmarks.real_size.engines import BuildOptions
+from benchmarks.real_size.kernel_trace import kernel_kind
 from benchmarks.real_size.layer_report import (
     FLOAT_PRODUCT,
     FUSED_REGION,
@@ -143,3 +144,19 @@ def test_layers_are_sorted_by_what_they_read_and_are() -> None:
     ]
     summary = summarize(layer_times(layers, times))
     assert summary["kinds"][INT8_PRODUCT] == {"layers": 1, "ms": 1.0, "share": 0.1667}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sm90_xmma_gemm_i8f32_i8i32_f32_tn_n_tilesize256x64x128_execute_kernel_trt", INT8_PRODUCT),
+        ("sm90_xmma_gemm_f32f32_tf32f32_f32_nn_n_tilesize64x256x32_execute", FLOAT_PRODUCT),
+        ("_ZN6cuInt810nhwcTonchwI6__halfLi32ELi32ELi2EEEvPKS1_PT_iiiiii", REFORMAT),
+        ("sm50_xmma_softmax_trt_AxisW_FP16NCHW_execute2_kernel_trt", OTHER),
+        ("_ZN18CUTENSOR_NAMESPACE21permutationKernelPLC3", REFORMAT),
+        ("mha1", "attention"),
+        ("__myl_bb0_10_MaxSubExpSumDivMul", OTHER),
+    ],
+)
+def test_kernels_as_tensorrt_names_them(name: str, kind: str) -> None:
+    assert kernel_kind(name) == kind

@@ -287,6 +287,14 @@ class TestQvd:
         assert plan.activation is not None
         assert plan.activation.shift is None
 
+    @pytest.mark.parametrize("may_shift", [False, True])
+    def test_shift_that_the_runtime_does_not_want(self, may_shift: bool) -> None:
+        problem = replace(site_problem(scattered(0, shifted=9.0), [conv()]), may_shift=may_shift)
+        activation = ALGORITHMS["qvd"].solve(problem).activation
+        assert activation is not None
+        assert (activation.shift is not None) == may_shift
+        assert activation.smooth is not None
+
     def test_zero_belongs_to_the_range_of_a_padded_site(self) -> None:
         values = 5 + np.random.default_rng(0).random((64, 16)).astype(np.float32)
         low, high = site_problem(values, [linear()]).channel_range()
@@ -513,6 +521,7 @@ class TestSolve:
         temporal: Sequence[Layer] = (),
         quantizer: str = "hidi",
         values: Array | None = None,
+        shift_padded: bool = True,
     ) -> QuantPlan:
         problem = site_problem(scattered(0) if values is None else values, layers, bits)
         sites = [problem.site] if layers else []
@@ -540,7 +549,7 @@ class TestSolve:
             [KeptLayer("known", "Conv", "first layer")],
             stats,
             weights.__getitem__,
-            SolveOptions(bits, ALGORITHMS[algorithm], quantizer, min_sqnr),
+            SolveOptions(bits, ALGORITHMS[algorithm], quantizer, min_sqnr, shift_padded),
             lambda: seen.append(None),
         )
         assert len(seen) == len(sites) + len(sites_of_time)
@@ -571,6 +580,17 @@ class TestSolve:
             assert wider is not None
             assert narrower is not None
             assert wider > narrower + 3
+
+    def test_no_shift_before_padding(self) -> None:
+        for layer, shift_padded, shifted in (
+            (conv(), True, True),
+            (conv(), False, False),
+            (linear(), False, True),
+        ):
+            values = scattered(0, shifted=9.0)
+            (site,) = self.solve([layer], values=values, shift_padded=shift_padded).dense
+            assert site.activation is not None
+            assert (site.activation.shift is not None) == shifted
 
     def test_kept_layers_are_passed_on(self) -> None:
         assert self.solve([linear()]).kept == (KeptLayer("known", "Conv", "first layer"),)

@@ -65,6 +65,11 @@ def test_refusal(command: Command) -> None:
     assert done.stderr.startswith("qvd-export: error: absent.onnx does not exist")
 
 
+def heed_interrupts() -> None:
+    """Undo what a shell does to jobs in the background, and they hand on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupted(command: Command) -> None:
     (command.folder / "loader.py").write_text(BLOCKED)
     before = contents(command.folder)
@@ -74,6 +79,7 @@ def test_interrupted(command: Command) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,
     )
     running = command.folder / "running"
     deadline = time.monotonic() + 60

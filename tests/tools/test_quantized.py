@@ -239,6 +239,12 @@ class TestQuantization:
             "up.time_emb_proj",
         }
 
+    def test_keep_operator(self, command: Command) -> None:
+        report = command.done("model.onnx", *FAST, "--keep", "MatMul", "--json").json()
+        kept = {layer["name"]: layer["reason"] for layer in report["kept"]}
+        assert kept["linear"] == "--keep MatMul"
+        assert "down.conv1" not in kept
+
     def test_min_sqnr(self, command: Command) -> None:
         report = command.done("model.onnx", *FAST, "--json").json()
         threshold = report["weakest"][0]["sqnr"] + 0.01

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from qvd_trt.calibrators.atomic_write import write_atomically
 from qvd_trt.calibrators.errors import UserError
@@ -13,6 +16,7 @@ from qvd_trt.tools.engine.build_report import BuildReport, count_layers
 from qvd_trt.tools.engine.build_request import BuildRequest
 from qvd_trt.tools.engine.compile_process import compile_in_child
 from qvd_trt.tools.engine.compiler import CompileAnswer
+from qvd_trt.tools.engine.implicit_int8 import write_implicit
 from qvd_trt.tools.engine.node_precision import node_precisions
 from qvd_trt.tools.engine.onnx_file import OnnxFile, read_onnx
 from qvd_trt.tools.engine.tensorrt_install import (
@@ -36,8 +40,11 @@ def build_engine(request: BuildRequest, progress: Progress) -> BuildReport:
     install = find_tensorrt(request.runtime)
     _check_capabilities(request, install)
     plan = plan_build(request, model, install.kind, install.version)
-    with progress.step(f"building with {install.label}", None):
-        answer = compile_in_child(plan)
+    with ExitStack() as temporary:
+        if request.implicit:
+            plan = _with_ranges(plan, temporary, _existing_folder(request.output))
+        with progress.step(f"building with {install.label}", None):
+            answer = compile_in_child(plan)
     assert answer.engine is not None
     report = _report(request, model, plan, answer)
     write_atomically(request.output, answer.engine)
@@ -59,7 +66,19 @@ def equivalent_command(
         UserError: The request, the file and that TensorRT do not go together.
     """
     plan = plan_build(request, read_onnx(request.model), kind, version)
+    if request.implicit:
+        raise UserError(
+            "--print-trtexec: trtexec cannot read the ranges of an --implicit build; build it with "
+            "qvd-build"
+        )
     return trtexec_command(plan, request.output), plan.warnings
+
+
+def _with_ranges(plan: BuildPlan, temporary: ExitStack, folder: Path) -> BuildPlan:
+    """The plan with a float file and ranges in place of its QDQ file."""
+    space = temporary.enter_context(TemporaryDirectory(prefix=".qvd-build-", dir=folder))
+    implicit = write_implicit(plan.model, Path(space))
+    return replace(plan, model=implicit.model, ranges=implicit.ranges)
 
 
 def _report(
@@ -67,7 +86,7 @@ def _report(
 ) -> BuildReport:
     assert answer.engine is not None
     unlisted = answer.inspector_error
-    nodes = node_precisions(model, answer.layers, plan.compute_capabilities)
+    nodes = node_precisions(model, answer.layers, plan.compute_capabilities, plan.ranges)
     return BuildReport(
         model=str(request.model),
         engine=str(request.output),
@@ -81,7 +100,7 @@ def _report(
         plugin_embedded=plan.embeds_plugin,
         seconds=answer.seconds,
         engine_bytes=len(answer.engine),
-        trtexec=trtexec_command(plan, request.output),
+        trtexec=None if request.implicit else trtexec_command(plan, request.output),
         notes=plan.notes,
         warnings=(
             *plan.warnings,
@@ -109,9 +128,14 @@ def _check_output(request: BuildRequest) -> None:
         taken[path.absolute()] = f"the file of {option}, too"
         if path.is_dir():
             raise UserError(f"{option} {path} is a folder; name a file")
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        folder = _existing_folder(path)
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
             raise UserError(f"{option} {path}: {folder} is not a folder that can be written to")
+
+
+def _existing_folder(path: Path) -> Path:
+    """The nearest one above a path."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
 
 
 def _check_capabilities(request: BuildRequest, install: TensorRTInstall) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,8 @@ class BuildPlan:
         plugin: The HTDQ library to load, absolute.
         optimization_level: TensorRT's builder optimization level.
         cublas: Whether TensorRT 8.6 may use cuBLAS and cuDNN.
+        ranges: ``{Conv node: range}`` of a build with dynamic ranges, see ``implicit_int8.py``;
+            None where the Q/DQ of the file say what is INT8.
         compute_capabilities: GPU generations of a TensorRT-RTX engine.
         notes: What the user should know of the choices.
         warnings: What the user should change.
@@ -52,6 +55,7 @@ class BuildPlan:
     plugin: Path | None = None
     optimization_level: int | None = None
     cublas: bool = True
+    ranges: Mapping[str, float] | None = None
     compute_capabilities: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -81,6 +85,7 @@ def plan_build(
         UserError: The options, the file and this TensorRT do not go together.
     """
     _check_options(request, kind, version)
+    _check_implicit(request, model, kind, version)
     strongly_typed = kind == "rtx" or version >= FIRST_STRONGLY_TYPED
     plugin = choose_plugin(request, model, kind, version)
     return BuildPlan(
@@ -102,7 +107,7 @@ def plan_build(
         warnings=(
             *_target_warnings(model, kind, version),
             *plugin_warnings(plugin, model, kind, version),
-            *_attention_warnings(model, kind, version),
+            *_attention_warnings(request, model, kind, version),
             *_turing_warnings(request),
         ),
     )
@@ -125,6 +130,23 @@ def _check_options(request: BuildRequest, kind: RuntimeKind, version: Version) -
         raise UserError(
             f"--dtype: {label} takes all types from the file; choose them with "
             "`qvd-export --dtype`, or leave it out"
+        )
+
+
+def _check_implicit(
+    request: BuildRequest, model: OnnxFile, kind: RuntimeKind, version: Version
+) -> None:
+    if not request.implicit:
+        return
+    if kind == "rtx" or version >= FIRST_STRONGLY_TYPED:
+        raise UserError(
+            f"--implicit is for TensorRT 8; {product_label(kind, version)} takes INT8 from Q/DQ "
+            "alone, leave it out"
+        )
+    if not model.is_quantized:
+        raise UserError(
+            f"--implicit: {request.model} has no Q/DQ to take scales from; quantize it with "
+            "`qvd-export --target trt8`"
         )
 
 
@@ -163,14 +185,17 @@ def _target_warnings(model: OnnxFile, kind: RuntimeKind, version: Version) -> tu
     )
 
 
-def _attention_warnings(model: OnnxFile, kind: RuntimeKind, version: Version) -> tuple[str, ...]:
+def _attention_warnings(
+    request: BuildRequest, model: OnnxFile, kind: RuntimeKind, version: Version
+) -> tuple[str, ...]:
     """What TensorRT 8.6 does to attention beside Q/DQ (docs/design.md, measured)."""
-    if kind == "rtx" or version[0] != 8 or not model.has_quantized_attention:
+    if request.implicit or kind == "rtx" or version[0] != 8:
+        return ()
+    if not (model.is_quantized and model.has_softmax):
         return ()
     return (
-        "TensorRT 8 runs attention in float32, unfused, where quantized MatMuls share its block: "
-        "time it against the float model (`qvd-export --target trt8 --bits w16a16`); if it is "
-        "slower, keep them float, for example with `qvd-export --keep '*transformer_blocks*'`",
+        "TensorRT 8 runs attention in float32, unfused, in a file with Q/DQ: time the engine "
+        "against one that is built with --implicit, and against the float model",
     )
 
 

@@ -47,7 +47,7 @@ class BuildReport:
         plugin_embedded: Whether the engine carries it.
         seconds: Time of the build.
         engine_bytes: Size of the engine.
-        trtexec: The command line that does the same.
+        trtexec: The command line that does the same; None where trtexec cannot.
         notes: What the user should know of the choices.
         warnings: What the user should change.
         counts: Numbers of layers.
@@ -67,7 +67,7 @@ class BuildReport:
     plugin_embedded: bool
     seconds: float
     engine_bytes: int
-    trtexec: str
+    trtexec: str | None
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     counts: LayerCounts

@@ -30,6 +30,7 @@ class BuildRequest:
         optimization_level: 0 (fast build) to 5 (fast engine); None for TensorRT's default.
         cublas: Whether TensorRT 8.6 may take kernels from cuBLAS and cuDNN, and hands them to
             plugins; it then needs both.
+        implicit: Whether TensorRT 8 gets the scales as dynamic ranges instead of Q/DQ.
         compute_capabilities: GPU generations of a TensorRT-RTX engine, such as ``8.9``; empty for
             TensorRT-RTX's default.
     """
@@ -46,4 +47,5 @@ class BuildRequest:
     plugin: Path | None = None
     optimization_level: int | None = None
     cublas: bool = True
+    implicit: bool = False
     compute_capabilities: tuple[str, ...] = ()

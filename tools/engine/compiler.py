@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qvd_trt.tools.engine.build_plan import FIRST_ONLY_STRONGLY_TYPED, BuildPlan
+from qvd_trt.tools.engine.dynamic_ranges import set_ranges
 from qvd_trt.tools.engine.engine_layers import EngineLayer
 from qvd_trt.tools.engine.inspector_layers import inspector_layers
 from qvd_trt.tools.engine.onnx_file import node_name
@@ -63,6 +64,8 @@ def compile_plan(plan: BuildPlan) -> CompileAnswer:
     log = make_log(install.module, plan.log)
     builder, network = create_network(install, plan, log)
     _parse(install, plan, network, log)
+    if plan.ranges is not None and (missing := set_ranges(install.module, network, plan.ranges)):
+        raise StepError("parse", [f"the network has no convolution {missing[0]}"])
     started = time.monotonic()
     engine = _build(install, plan, builder, network, log)
     seconds = time.monotonic() - started
@@ -193,6 +196,8 @@ def _make_config(install: TensorRTInstall, plan: BuildPlan) -> Callable[[Any, An
         common["load_timing_cache"] = str(plan.timing_cache)
     if not plan.cublas:
         common["tactic_sources"] = own_tactic_sources(trt)
+    if plan.ranges is not None:
+        common["precision_constraints"] = "obey"
     # TF32 is on by default in TensorRT and trtexec, but not in Polygraphy.
     config = CreateConfig(tf32=True, fp16=plan.fp16, int8=plan.int8, **common)
     if plan.embeds_plugin:

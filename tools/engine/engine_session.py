@@ -196,6 +196,8 @@ class EngineSession:
                     f"{self._path}: output {name!r} needs shape {list(wanted)}, the given memory "
                     f"has {list(tensor.shape)}"
                 )
+            # Polygraphy's runner, in the same context, leaves its own allocator there.
+            context.set_output_allocator(name, None)
             self._set_address(name, tensor)
         if not context.execute_async_v3(stream):
             raise self._failed("run")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,7 @@ from qvd_trt.tools.engine.weight_layers import WeightLayer, weight_layers
 Runs = Literal["int8", "float", "unknown"]
 
 READS_CODEBOOK = "its input is the HTDQ codebook's, which is float by design"
+NO_RANGE = "quantized in the file, but --implicit gives ranges to convolutions alone"
 FEW_CHANNELS = 16
 FEW_ROWS = 16
 _FLOATS = ("Half", "BFloat16", "Float")
@@ -42,9 +43,19 @@ class NodePrecision:
 
 
 def node_precisions(
-    model: OnnxFile, layers: Sequence[EngineLayer], compute_capabilities: Sequence[str] = ()
+    model: OnnxFile,
+    layers: Sequence[EngineLayer],
+    compute_capabilities: Sequence[str] = (),
+    ranges: Container[str] | None = None,
 ) -> Iterator[NodePrecision]:
-    """Yield one entry for every layer with constant weights, in the order of the graph."""
+    """Yield one entry for every layer with constant weights, in the order of the graph.
+
+    Args:
+        model: The QDQ file.
+        layers: Those of the engine.
+        compute_capabilities: GPU generations of a TensorRT-RTX engine.
+        ranges: The nodes that had a range, where the engine was built without the file's Q/DQ.
+    """
     by_node: dict[str, list[EngineLayer]] = defaultdict(list)
     for layer in layers:
         for name in layer.onnx_nodes:
@@ -58,6 +69,8 @@ def node_precisions(
             yield _entry(node, "int8", int8, None)
         elif not node.is_quantized:
             yield _entry(node, "float", _multiplier(listed), _unquantized(node))
+        elif ranges is not None and node.name not in ranges:
+            yield _entry(node, "float", _multiplier(listed), NO_RANGE)
         elif not listed:
             block = next((layer for layer in found), opaque)
             yield _entry(node, "unknown", block, _unlisted(block))

@@ -59,7 +59,7 @@ class OnnxFile:
         metadata: The ``metadata_props``, among them ``qvd.target`` and ``qvd.dtype``.
         is_quantized: Whether it has Q/DQ nodes.
         is_float32: Whether no weight has a lower float type.
-        has_quantized_attention: Whether it has a Softmax and quantized MatMuls.
+        has_softmax: Whether it has a Softmax, and so attention.
         htdq: How it carries HTDQ.
         htdq_nodes: Names of the HTDQ nodes.
     """
@@ -70,7 +70,7 @@ class OnnxFile:
     metadata: Mapping[str, str]
     is_quantized: bool
     is_float32: bool
-    has_quantized_attention: bool
+    has_softmax: bool
     htdq: HtdqUse
     htdq_nodes: tuple[str, ...]
 
@@ -103,7 +103,7 @@ def read_onnx(path: Path) -> OnnxFile:
         metadata={entry.key: entry.value for entry in model.metadata_props},
         is_quantized=any(node.op_type in _QDQ for node in graph.node),
         is_float32=not any(tensor.data_type in _LOW_FLOATS for tensor in graph.initializer),
-        has_quantized_attention=_has_quantized_attention(graph),
+        has_softmax=any(node.op_type == "Softmax" for node in graph.node),
         htdq=use if htdq_nodes else HtdqUse.NONE,
         htdq_nodes=htdq_nodes,
     )
@@ -112,13 +112,6 @@ def read_onnx(path: Path) -> OnnxFile:
 def node_name(node: Any) -> str:
     """The name by which TensorRT's parsers call a node."""
     return str(node.name) or (f"node_of_{node.output[0]}" if node.output else "")
-
-
-def _has_quantized_attention(graph: Any) -> bool:
-    dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    return any(node.op_type == "Softmax" for node in graph.node) and any(
-        node.op_type == "MatMul" and dequantized.issuperset(node.input) for node in graph.node
-    )
 
 
 def _key(node: Any) -> tuple[str, str]:

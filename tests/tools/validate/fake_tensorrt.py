@@ -56,6 +56,7 @@ class Context:
         self.engine = engine
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
+        self.allocators: dict[str, Array | None] = {}
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = shape
@@ -68,12 +69,20 @@ class Context:
         self.addresses[name] = address
         return address != 0
 
+    def set_output_allocator(self, name: str, memory: Array | None) -> bool:
+        """An allocator, here the memory it gives, goes before an address."""
+        self.allocators[name] = memory
+        return True
+
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == STREAM
         dtype = {DataType.FLOAT: np.float32, DataType.HALF: np.float16}[self.engine.dtype]
         x = view(self.addresses["x"], self.shapes["x"], dtype)
         t = view(self.addresses["t"], (1,), np.int32)
-        view(self.addresses["y"], self.shapes["x"], dtype)[:] = x + t
+        y = self.allocators.get("y")
+        if y is None:
+            y = view(self.addresses["y"], self.shapes["x"], dtype)
+        y[:] = x + t
         return True
 
 
@@ -112,9 +121,10 @@ module = SimpleNamespace(
 
 
 class Runner:
-    """Stands for Polygraphy's TrtRunner, which checks dtypes and reuses its output buffer."""
+    """Stands for Polygraphy's TrtRunner: it checks dtypes, and leaves an allocator behind."""
 
     def __init__(self, context: Context) -> None:
+        self._context = context
         kinds = {DataType.FLOAT: np.float32, DataType.HALF: np.float16}
         self._dtype = kinds[context.engine.dtype]
         self._buffer: Array = np.zeros((0, 4), self._dtype)
@@ -132,5 +142,6 @@ class Runner:
         assert all(array.flags.c_contiguous for array in feeds.values())
         if self._buffer.shape != feeds["x"].shape:
             self._buffer = np.zeros_like(feeds["x"])
+        self._context.set_output_allocator("y", self._buffer)
         self._buffer[:] = feeds["x"] + feeds["t"]
         return {"y": self._buffer}

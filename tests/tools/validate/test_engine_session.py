@@ -101,6 +101,13 @@ class TestDeviceMemory:
             engine.run_device({"x": place(X), "t": place(t)}, {"y": place(y)}, fake_tensorrt.STREAM)
         np.testing.assert_array_equal(y, X + 5)
 
+    def test_run_after_host_arrays(self, tmp_path: Path) -> None:
+        t, y = np.array([5], np.int32), np.zeros_like(X)
+        with session(tmp_path) as engine:
+            engine.run({"x": X, "t": t})
+            engine.run_device({"x": place(X), "t": place(t)}, {"y": place(y)}, fake_tensorrt.STREAM)
+        np.testing.assert_array_equal(y, X + 5)
+
     def test_nothing_is_converted(self, tmp_path: Path) -> None:
         inputs = {"x": place(X), "t": place(np.array([5]))}
         with (
@@ -226,6 +233,7 @@ def _build(trt: Any, model: Path) -> bytes:
     for name in ("INT8", "FP16"):
         with contextlib.suppress(AttributeError):
             config.set_flag(getattr(trt.BuilderFlag, name))
+    config.builder_optimization_level = 0
     profile = builder.create_optimization_profile()
     profile.set_shape("sample", *[(1, 16, 8, 8)] * 3)
     profile.set_shape("timestep", *[(1,)] * 3)

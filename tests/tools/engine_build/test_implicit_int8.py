@@ -1,0 +1,223 @@
+"""The float file and the ranges that stand for a QDQ file in TensorRT 8."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper
+
+from qvd_trt.calibrators.arrays import AnyArray
+from qvd_trt.calibrators.errors import UserError
+from qvd_trt.calibrators.progress import SilentProgress
+from qvd_trt.tools.engine import build_engine
+from qvd_trt.tools.engine.build_plan import BuildPlan
+from qvd_trt.tools.engine.build_request import BuildRequest
+from qvd_trt.tools.engine.compiler import CompileAnswer
+from qvd_trt.tools.engine.dynamic_ranges import set_ranges
+from qvd_trt.tools.engine.implicit_int8 import WEIGHTS, ImplicitInt8, write_implicit
+from qvd_trt.tools.engine.node_precision import NO_RANGE, node_precisions
+from qvd_trt.tools.engine.onnx_file import read_onnx
+from qvd_trt.tools.engine.shape_ranges import parse_shape_range
+from qvd_trt.tools.engine.tensorrt_install import TensorRTInstall
+from tests.rtx.builder import build, int8_layers
+from tests.tools.engine_build.models import INT8
+
+CONVOLUTIONS = {name for name in INT8 if "conv" in name}
+
+
+@pytest.fixture(scope="session")
+def qdq(forms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small UNet of `--target trt8`, its weights in a file of their own."""
+    path = tmp_path_factory.mktemp("qdq") / "model.onnx"
+    model = onnx.load(forms / "trt8.onnx")
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=256)
+    return path
+
+
+@pytest.fixture
+def implicit(qdq: Path, tmp_path: Path) -> ImplicitInt8:
+    return write_implicit(qdq, tmp_path)
+
+
+@pytest.fixture
+def readable(implicit: ImplicitInt8) -> Path:
+    """The float file with copies for links, which TensorRT 8.6 follows, but onnx does not."""
+    for path in implicit.model.parent.iterdir():
+        if path.is_symlink():
+            source = path.resolve()
+            path.unlink()
+            shutil.copy(source, path)
+    return implicit.model
+
+
+def constants(path: Path) -> Mapping[str, AnyArray]:
+    return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+
+
+def test_ranges_are_those_of_the_scales(qdq: Path, implicit: ImplicitInt8) -> None:
+    assert set(implicit.ranges) == CONVOLUTIONS
+    graph, values = onnx.load(qdq).graph, constants(qdq)
+    producers = {output: node for node in graph.node for output in node.output}
+    for node in graph.node:
+        if node.name in CONVOLUTIONS:
+            scale = values[producers[node.input[0]].input[1]]
+            assert implicit.ranges[node.name] == pytest.approx(127 * float(scale))
+
+
+def test_weights_of_convolutions_keep_their_codes(qdq: Path, readable: Path) -> None:
+    """TensorRT's own scale, the largest magnitude of a channel / 127, gives the file's codes."""
+    graph, values = onnx.load(qdq).graph, constants(qdq)
+    producers = {output: node for node in graph.node for output in node.output}
+    rounded = constants(readable)
+    for node in graph.node:
+        if node.name not in CONVOLUTIONS:
+            continue
+        quantizer = producers[producers[node.input[1]].input[0]]
+        scales = values[quantizer.input[1]].reshape(-1, 1, 1, 1)
+        codes = np.clip(np.rint(values[quantizer.input[0]] / scales), -128, 127)
+        weight = rounded[node.input[1]]
+        np.testing.assert_array_equal(weight, (codes * scales).astype(np.float32))
+        full = np.abs(codes).max(axis=(1, 2, 3)) == 127
+        own = np.abs(weight).max(axis=(1, 2, 3), keepdims=True) / 127
+        assert full.mean() > 0.9
+        np.testing.assert_array_equal(np.rint(weight / own)[full], codes[full])
+
+
+def test_the_rest_is_float(forms: Path, qdq: Path, readable: Path) -> None:
+    nodes = onnx.load(readable, load_external_data=False).graph.node
+    assert not {node.op_type for node in nodes} & {"QuantizeLinear", "DequantizeLinear"}
+    rng = np.random.default_rng(0)
+    feeds = {
+        "sample": rng.standard_normal((1, 16, 16, 16)).astype(np.float32),
+        "timestep": np.array([300]),
+    }
+    outputs = [
+        ort.InferenceSession(str(path)).run(None, feeds)[0]
+        for path in (forms / "float.onnx", qdq, readable)
+    ]
+    errors = [np.square(output - outputs[0]).mean() for output in outputs[1:]]
+    assert 0 < errors[1] < errors[0]
+
+
+def test_untouched_weights_are_links(qdq: Path, implicit: ImplicitInt8) -> None:
+    folder = implicit.model.parent
+    assert (folder / "weights.bin").resolve() == (qdq.parent / "weights.bin").resolve()
+    graph = onnx.load(implicit.model, load_external_data=False).graph
+    inputs = {node.input[1] for node in graph.node if node.name in CONVOLUTIONS}
+    sizes = [4 * math.prod(tensor.dims) for tensor in graph.initializer if tensor.name in inputs]
+    assert (folder / WEIGHTS).stat().st_size == sum(sizes)
+
+
+def test_a_real_parser_takes_it(readable: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    sample, timestep = (1, 16, 16, 16), (1,)
+    built = build(readable, ["8.9"], {"sample": (sample,) * 3, "timestep": (timestep,) * 3})
+    assert built.layers
+    assert not int8_layers(built)  # only TensorRT 8 reads ranges
+
+
+def test_build(qdq: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child gets the float file, which is gone afterwards; trtexec has no such build."""
+    asked: list[BuildPlan] = []
+
+    def compile_in_child(plan: BuildPlan) -> CompileAnswer:
+        assert plan.model.is_file()
+        assert plan.model.is_relative_to(tmp_path)
+        asked.append(plan)
+        return CompileAnswer(engine=b"engine", seconds=1.0)
+
+    install = TensorRTInstall("tensorrt", (8, 6, 0), ModuleType("tensorrt"))
+    monkeypatch.setattr(build_engine, "find_tensorrt", lambda runtime: install)
+    monkeypatch.setattr(build_engine, "compile_in_child", compile_in_child)
+    shapes = (parse_shape_range("sample:1x16x16x16"), parse_shape_range("timestep:1"))
+    request = BuildRequest(qdq, tmp_path / "new" / "model.engine", shapes=shapes, implicit=True)
+    report = build_engine.build_engine(request, SilentProgress())
+    (plan,) = asked
+    assert plan.flags == ("int8", "fp16")
+    assert plan.ranges is not None
+    assert set(plan.ranges) == CONVOLUTIONS
+    assert report.trtexec is None
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    names = {path.name for path in (tmp_path / "new").iterdir()}
+    assert names == {"model.engine", "model.build.json"}
+
+
+def test_int8_weights_are_refused(forms: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"reads files with float weights.*--target trt8"):
+        write_implicit(forms / "rtx.onnx", tmp_path)
+
+
+def test_file_without_quantized_convolutions(qdq: Path, tmp_path: Path) -> None:
+    model = onnx.load(qdq)
+    producers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.op_type == "Conv" and node.input[1] in producers:
+            node.input[1] = producers[producers[node.input[1]].input[0]].input[0]
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(UserError, match="has no quantized Conv"):
+        write_implicit(tmp_path / "model.onnx", tmp_path)
+
+
+def test_why_a_layer_is_float(qdq: Path) -> None:
+    nodes = node_precisions(read_onnx(qdq), (), ranges=CONVOLUTIONS)
+    reasons = {node.name: node.reason for node in nodes}
+    assert reasons["linear"] == NO_RANGE
+    assert all(reasons[name] != NO_RANGE for name in CONVOLUTIONS)
+
+
+LayerType = Enum("LayerType", ["CONVOLUTION", "ACTIVATION"])
+TRT: Any = SimpleNamespace(LayerType=LayerType, float32="float32")
+
+
+class Layer:
+    """A network layer that reads one tensor and writes one."""
+
+    def __init__(self, name: str, source: Any, kind: LayerType = LayerType.CONVOLUTION) -> None:
+        self.name, self.type, self.source, self.output_type = name, kind, source, ""
+        self.result = SimpleNamespace(name=f"{name}:0", dynamic_range=None)
+
+    def get_input(self, index: int) -> Any:
+        return self.source
+
+    def get_output(self, index: int) -> Any:
+        return self.result
+
+    def set_output_type(self, index: int, dtype: str) -> None:
+        self.output_type = dtype
+
+
+class TestSetRanges:
+    def network(self) -> Any:
+        """x -> first -> second; x -> other; second -> activation."""
+        x = SimpleNamespace(name="x", dynamic_range=None)
+        first, other = Layer("first", x), Layer("other", x)
+        second = Layer("second", first.result)
+        last = Layer("last", second.result, LayerType.ACTIVATION)
+        layers = [first, second, other, last]
+        return SimpleNamespace(num_layers=4, get_layer=layers.__getitem__, layers=layers)
+
+    def test_sources_and_results(self) -> None:
+        network = self.network()
+        assert set_ranges(TRT, network, {"first": 2.0, "other": 3.0, "second": 0.5}) == []
+        first, second, other, last = network.layers
+        assert first.source.dynamic_range == (-3.0, 3.0)  # of the two that read it, the wider
+        assert first.result.dynamic_range == (-0.5, 0.5)
+        assert second.result.dynamic_range == other.result.dynamic_range == (-1.0, 1.0)
+        assert [layer.output_type for layer in network.layers] == ["float32"] * 3 + [""]
+        assert last.result.dynamic_range is None
+
+    def test_unknown_nodes_are_told(self) -> None:
+        assert set_ranges(TRT, self.network(), {"first": 2.0, "gone": 1.0, "last": 1.0}) == [
+            "gone",
+            "last",
+        ]
