@@ -6,7 +6,7 @@ in 8.6 it keeps attention fused, which Q/DQ anywhere in the network prevent (doc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from qvd_trt.tools.engine.onnx_file import node_name
 
 INT8_CODES = 127
 MODEL = "model.onnx"
-WEIGHTS = "convolutions.data"
+WEIGHTS = "qvd-build.rounded.data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,27 +50,30 @@ def write_implicit(source: Path, folder: Path) -> ImplicitInt8:
         folder: An empty folder, on a file system with links.
 
     Raises:
-        UserError: A weight is stored as int8, or nothing is quantized for a Conv.
+        UserError: A weight is stored as int8, a zero point is not zero, an activation has a scale
+            per channel, or no Conv is quantized.
     """
     model = onnx.load(source, load_external_data=False)
     graph = model.graph
     pairs = _Pairs(graph, source)
     ranges: dict[str, float] = {}
-    rounded: dict[str, Float32Array] = {}
+    weights: set[str] = set()
     for node in graph.node:
         if node.op_type == "Conv" and all(name in pairs.quantizers for name in node.input[:2]):
             ranges[node_name(node)] = INT8_CODES * pairs.scale(node.input[0])
-            rounded[node.input[1]] = pairs.rounded(node.input[1])
+            weights.add(node.input[1])
     if not ranges:
         raise UserError(
             f"--implicit: {source} has no quantized Conv, the only layers it gives ranges to; "
             "leave it out"
         )
-    _bypass(graph, {n: q.input[0] for n, q in pairs.quantizers.items() if n not in rounded})
-    _store(graph, rounded, folder / WEIGHTS)
+    _bypass(graph, {n: q.input[0] for n, q in pairs.quantizers.items() if n not in weights})
+    _store(graph, ((name, pairs.rounded(name)) for name in sorted(weights)), folder / WEIGHTS)
     _drop_unused(graph)
     for name in {_location(tensor) for tensor in graph.initializer} - {None, WEIGHTS}:
-        (folder / str(name)).symlink_to((source.parent / str(name)).absolute())
+        link = folder / str(name)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to((source.parent / str(name)).absolute())
     onnx.save(model, folder / MODEL)
     return ImplicitInt8(folder / MODEL, ranges)
 
@@ -100,13 +103,20 @@ class _Pairs:
 
     def scale(self, name: str) -> float:
         """The scale of a tensor that is quantized as a whole."""
-        return float(self._constant(self.quantizers[name].input[1]).item())
+        quantizer = self.quantizers[name]
+        scales = self._scales(quantizer)
+        if scales.size != 1:
+            raise UserError(
+                f"--implicit: {node_name(quantizer)} has {scales.size} scales, a range holds for a "
+                "whole tensor; export the model with `qvd-export --target trt8`"
+            )
+        return float(scales.item())
 
     def rounded(self, name: str) -> Float32Array:
         """A constant as Q and DQ make it, float32: codes -128 to 127, symmetric."""
         quantizer = self.quantizers[name]
         weight = self._constant(quantizer.input[0]).astype(np.float32)
-        scales = self._constant(quantizer.input[1]).astype(np.float32)
+        scales = self._scales(quantizer)
         axis = next((int(entry.i) for entry in quantizer.attribute if entry.name == "axis"), 1)
         if scales.size > 1:
             shape = [1] * weight.ndim
@@ -115,6 +125,16 @@ class _Pairs:
         codes = np.clip(np.rint(weight / scales), -INT8_CODES - 1, INT8_CODES)
         values: Float32Array = (codes * scales).astype(np.float32)
         return values
+
+    def _scales(self, quantizer: Any) -> Float32Array:
+        zero_point = quantizer.input[2] if len(quantizer.input) > 2 else ""
+        if not zero_point or self._constant(zero_point).any():
+            raise UserError(
+                f"--implicit: {node_name(quantizer)} is not symmetric int8, and ranges are; export "
+                "the model with `qvd-export --target trt8`"
+            )
+        scales: Float32Array = self._constant(quantizer.input[1]).astype(np.float32)
+        return scales
 
     def _constant(self, name: str) -> AnyArray:
         if name not in self._initializers:
@@ -133,10 +153,10 @@ def _bypass(graph: Any, sources: Mapping[str, str]) -> None:
                 node.input[index] = sources[name]
 
 
-def _store(graph: Any, arrays: Mapping[str, Float32Array], path: Path) -> None:
+def _store(graph: Any, arrays: Iterable[tuple[str, Float32Array]], path: Path) -> None:
     """Add initializers whose values lie in a file."""
     with path.open("wb") as file:
-        for name, array in arrays.items():
+        for name, array in arrays:
             tensor = onnx.TensorProto(name=name, dims=array.shape, data_type=onnx.TensorProto.FLOAT)
             tensor.raw_data = b""  # set_external_data wants the field
             external_data_helper.set_external_data(

@@ -16,6 +16,7 @@ Runs = Literal["int8", "float", "unknown"]
 
 READS_CODEBOOK = "its input is the HTDQ codebook's, which is float by design"
 NO_RANGE = "quantized in the file, but --implicit gives ranges to convolutions alone"
+FASTER = "the float kernel was faster"
 FEW_CHANNELS = 16
 FEW_ROWS = 16
 _FLOATS = ("Half", "BFloat16", "Float")
@@ -77,7 +78,8 @@ def node_precisions(
         else:
             multiplier = _multiplier(listed) or listed[0]
             turing = "7.5" in compute_capabilities
-            yield _entry(node, "float", multiplier, _lost(node, multiplier, turing))
+            kept = FASTER if ranges is not None else _cause(node, multiplier, turing)
+            yield _entry(node, "float", multiplier, _lost(multiplier, kept))
 
 
 def _entry(
@@ -109,10 +111,10 @@ def _unlisted(block: EngineLayer | None) -> str:
     )
 
 
-def _lost(node: WeightLayer, layer: EngineLayer, turing: bool) -> str:
+def _lost(layer: EngineLayer, cause: str) -> str:
     reads = next((name for name in _FLOATS if name in layer.inputs), None)
     how = f"in {reads}" if reads else "in float"
-    return f"quantized in the file, but the engine runs it {how}: {_cause(node, layer, turing)}"
+    return f"quantized in the file, but the engine runs it {how}: {cause}"
 
 
 def _cause(node: WeightLayer, layer: EngineLayer, turing: bool) -> str:
@@ -129,4 +131,4 @@ def _cause(node: WeightLayer, layer: EngineLayer, turing: bool) -> str:
         return f"it multiplies {rows} rows (GEMV-shaped), where the float kernel is as fast"
     if not layer.is_product:
         return f"it is fused into {layer.name} ({layer.kind}), which multiplies floats"
-    return "its Q/DQ nodes were not fused, or the float kernel was faster"
+    return f"its Q/DQ nodes were not fused, or {FASTER}"

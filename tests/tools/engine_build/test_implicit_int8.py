@@ -24,8 +24,9 @@ from qvd_trt.tools.engine.build_plan import BuildPlan
 from qvd_trt.tools.engine.build_request import BuildRequest
 from qvd_trt.tools.engine.compiler import CompileAnswer
 from qvd_trt.tools.engine.dynamic_ranges import set_ranges
+from qvd_trt.tools.engine.engine_layers import EngineLayer
 from qvd_trt.tools.engine.implicit_int8 import WEIGHTS, ImplicitInt8, write_implicit
-from qvd_trt.tools.engine.node_precision import NO_RANGE, node_precisions
+from qvd_trt.tools.engine.node_precision import FASTER, NO_RANGE, node_precisions
 from qvd_trt.tools.engine.onnx_file import read_onnx
 from qvd_trt.tools.engine.shape_ranges import parse_shape_range
 from qvd_trt.tools.engine.tensorrt_install import TensorRTInstall
@@ -157,6 +158,31 @@ def test_int8_weights_are_refused(forms: Path, tmp_path: Path) -> None:
         write_implicit(forms / "rtx.onnx", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("index", "value", "message"),
+    [
+        (1, np.full(16, 0.1, np.float32), "has 16 scales"),
+        (2, np.int8(3), "is not symmetric int8"),
+        (2, None, "is not symmetric int8"),
+    ],
+)
+def test_what_a_range_cannot_say(
+    qdq: Path, tmp_path: Path, index: int, value: Any, message: str
+) -> None:
+    model = onnx.load(qdq)
+    producers = {output: node for node in model.graph.node for output in node.output}
+    conv = next(node for node in model.graph.node if node.name in CONVOLUTIONS)
+    quantizer = producers[producers[conv.input[0]].input[0]]
+    if value is None:  # uint8, by the standard
+        del quantizer.input[index]
+    else:
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), "other"))
+        quantizer.input[index] = "other"
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(UserError, match=message):
+        write_implicit(tmp_path / "model.onnx", tmp_path)
+
+
 def test_file_without_quantized_convolutions(qdq: Path, tmp_path: Path) -> None:
     model = onnx.load(qdq)
     producers = {output: node for node in model.graph.node for output in node.output}
@@ -173,6 +199,12 @@ def test_why_a_layer_is_float(qdq: Path) -> None:
     reasons = {node.name: node.reason for node in nodes}
     assert reasons["linear"] == NO_RANGE
     assert all(reasons[name] != NO_RANGE for name in CONVOLUTIONS)
+    name, half = "down.conv1", ("Half",)
+    layer = EngineLayer(name, "CaskConvolution", half, (), half, (name,), (1, 16, 16, 16), "")
+    nodes = node_precisions(read_onnx(qdq), [layer], ranges=CONVOLUTIONS)
+    (reason,) = (node.reason for node in nodes if node.name == name)
+    assert reason is not None
+    assert reason.endswith(f"runs it in Half: {FASTER}")
 
 
 LayerType = Enum("LayerType", ["CONVOLUTION", "ACTIVATION"])
