@@ -56,7 +56,8 @@ class TargetProfile:
             and the layer stay float32 between Casts.
         weight_form: How weights are stored.
         htdq_form: How HTDQ nodes are written by default.
-        shifts_padded: Whether SCRI may shift in front of a zero-padded convolution.
+        shifts_padded: Whether plans solved for it may shift in front of a zero-padded convolution.
+            A given plan is applied as it is.
         spares_tensorrt8: Whether to leave out what TensorRT 8.6 misreads or cannot build
             (docs/design.md).
     """

@@ -61,6 +61,8 @@ def _runtime(report: BuildReport) -> str:
     typed = "stronglyTyped" in report.flags
     types = "strongly typed" if typed else " ".join(f"--{flag}" for flag in report.flags)
     parts = [label, types or "float32"]
+    if report.implicit:
+        parts.append("ranges for Q/DQ")
     if report.compute_capabilities:
         names = (text.replace(".", "") for text in report.compute_capabilities)
         parts.append("for " + " ".join(f"SM{name}" for name in names))

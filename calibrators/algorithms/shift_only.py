@@ -14,7 +14,10 @@ from qvd_trt.calibrators.plan import DensePlan
 
 @dataclass(frozen=True, slots=True)
 class ShiftOnly:
-    """``z_c = (max_c + min_c) / 2`` (arXiv 2407.11585, SCRI); no scale, no gate."""
+    """``z_c = (max_c + min_c) / 2`` (arXiv 2407.11585, SCRI); no scale, no gate.
+
+    Where the target forbids a shift, the plain grid.
+    """
 
     name: str = "shift"
     temporal_quantizer: str = "hidi"
@@ -27,4 +30,5 @@ class ShiftOnly:
         """The shifted grid without clipping."""
         if problem.bits.activation == FLOAT_BITS:
             return plan_site(problem, None, absmax_weights)
-        return plan_site(problem, affine_grid(problem, mid_shift(problem), None), absmax_weights)
+        shift = mid_shift(problem) if problem.may_shift else None
+        return plan_site(problem, affine_grid(problem, shift, None), absmax_weights)

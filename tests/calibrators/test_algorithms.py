@@ -288,12 +288,13 @@ class TestQvd:
         assert plan.activation.shift is None
 
     @pytest.mark.parametrize("may_shift", [False, True])
-    def test_shift_that_the_runtime_does_not_want(self, may_shift: bool) -> None:
+    @pytest.mark.parametrize("name", ["qvd", "shift"])
+    def test_shift_that_the_runtime_does_not_want(self, name: str, may_shift: bool) -> None:
         problem = replace(site_problem(scattered(0, shifted=9.0), [conv()]), may_shift=may_shift)
-        activation = ALGORITHMS["qvd"].solve(problem).activation
+        activation = ALGORITHMS[name].solve(problem).activation
         assert activation is not None
         assert (activation.shift is not None) == may_shift
-        assert activation.smooth is not None
+        assert (activation.smooth is not None) == (name == "qvd")
 
     def test_zero_belongs_to_the_range_of_a_padded_site(self) -> None:
         values = 5 + np.random.default_rng(0).random((64, 16)).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from qvd_trt.tools.engine.build_report import BuildReport, count_layers
 from qvd_trt.tools.engine.build_request import BuildRequest
 from qvd_trt.tools.engine.compile_process import compile_in_child
 from qvd_trt.tools.engine.compiler import CompileAnswer
+from qvd_trt.tools.engine.engine_layers import EngineLayer
 from qvd_trt.tools.engine.implicit_int8 import write_implicit
 from qvd_trt.tools.engine.node_precision import node_precisions
 from qvd_trt.tools.engine.onnx_file import OnnxFile, read_onnx
@@ -78,7 +80,7 @@ def _with_ranges(plan: BuildPlan, temporary: ExitStack, folder: Path) -> BuildPl
     """The plan with a float file and ranges in place of its QDQ file."""
     space = temporary.enter_context(TemporaryDirectory(prefix=".qvd-build-", dir=folder))
     implicit = write_implicit(plan.model, Path(space))
-    return replace(plan, model=implicit.model, ranges=implicit.ranges)
+    return replace(plan, source=plan.model, model=implicit.model, ranges=implicit.ranges)
 
 
 def _report(
@@ -96,6 +98,7 @@ def _report(
         flags=plan.flags,
         shapes=tuple(map(str, plan.shapes)),
         compute_capabilities=plan.compute_capabilities,
+        implicit=request.implicit,
         plugin=None if plan.plugin is None else str(plan.plugin),
         plugin_embedded=plan.embeds_plugin,
         seconds=answer.seconds,
@@ -105,10 +108,26 @@ def _report(
         warnings=(
             *plan.warnings,
             *([] if unlisted is None else [f"the layers cannot be listed: {unlisted}"]),
+            *(_stray_int8(answer.layers) if request.implicit else ()),
         ),
         counts=count_layers(answer.layers, model.htdq_nodes),
         nodes=() if unlisted is not None else tuple(nodes),
         layers=answer.layers,
+    )
+
+
+def _stray_int8(layers: Sequence[EngineLayer]) -> tuple[str, ...]:
+    """Layers that read INT8 although no range was meant for them."""
+    found = [
+        layer.name
+        for layer in layers
+        if "Int8" in layer.inputs and not (layer.is_int8_product or layer.is_copy)
+    ]
+    if not found:
+        return ()
+    return (
+        f"{len(found)} layers beside the convolutions read INT8, {found[0]} first, by a range that "
+        "may not be theirs: compare the engine with the float model (`qvd-validate --min-sqnr`)",
     )
 
 

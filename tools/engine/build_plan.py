@@ -22,7 +22,7 @@ class BuildPlan:
     """One build, with every choice made.
 
     Attributes:
-        model: The ONNX file, absolute.
+        model: The ONNX file to parse, absolute.
         kind: Which TensorRT.
         version: Its version.
         strongly_typed: Whether the types of the file are those of the engine.
@@ -35,6 +35,7 @@ class BuildPlan:
         plugin: The HTDQ library to load, absolute.
         optimization_level: TensorRT's builder optimization level.
         cublas: Whether TensorRT 8.6 may use cuBLAS and cuDNN.
+        source: The user's file, where `model` was made of it.
         ranges: ``{Conv node: range}`` of a build with dynamic ranges, see ``implicit_int8.py``;
             None where the Q/DQ of the file say what is INT8.
         compute_capabilities: GPU generations of a TensorRT-RTX engine.
@@ -55,6 +56,7 @@ class BuildPlan:
     plugin: Path | None = None
     optimization_level: int | None = None
     cublas: bool = True
+    source: Path | None = None
     ranges: Mapping[str, float] | None = None
     compute_capabilities: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

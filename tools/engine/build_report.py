@@ -43,6 +43,7 @@ class BuildReport:
         flags: Types the builder could use, by trtexec's names.
         shapes: ``NAME:MIN:OPT:MAX`` of the dynamic inputs.
         compute_capabilities: GPU generations of a TensorRT-RTX engine.
+        implicit: Whether dynamic ranges stood for the file's Q/DQ.
         plugin: The plugin library, or None.
         plugin_embedded: Whether the engine carries it.
         seconds: Time of the build.
@@ -63,6 +64,7 @@ class BuildReport:
     flags: tuple[str, ...]
     shapes: tuple[str, ...]
     compute_capabilities: tuple[str, ...]
+    implicit: bool
     plugin: str | None
     plugin_embedded: bool
     seconds: float

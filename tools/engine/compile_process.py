@@ -44,12 +44,17 @@ def compile_in_child(plan: BuildPlan, timeout_s: float | None = None) -> Compile
             said = (child.stdout + child.stderr)[-_OUTPUT_SHOWN:].strip()
             raise UserError(
                 f"{product_label(plan.kind, plan.version)} ended with code {child.returncode} "
-                f"while building {plan.model}: {said or 'it said nothing'}"
+                f"while building {_named(plan)}: {said or 'it said nothing'}"
             )
         answer: CompileAnswer = pickle.loads(answer_file.read_bytes())
     if answer.failed is not None:
         raise UserError(_failure(plan, answer))
     return answer
+
+
+def _named(plan: BuildPlan) -> Path:
+    """The file as the user knows it."""
+    return plan.source or plan.model
 
 
 def _failure(plan: BuildPlan, answer: CompileAnswer) -> str:
@@ -68,7 +73,7 @@ def _failure(plan: BuildPlan, answer: CompileAnswer) -> str:
         )
     if answer.failed == "parse":
         first = "; ".join(answer.errors[:ERRORS_SHOWN]) or "it logged no error"
-        return f"{label} cannot read {plan.model}: {first}"
+        return f"{label} cannot read {_named(plan)}: {first}"
     if plan.cublas and "cublas" in said.lower():
         said += "; install cuBLAS, or give --no-cublas"
-    return f"{label} cannot build {plan.model}: {said}"
+    return f"{label} cannot build {_named(plan)}: {said}"

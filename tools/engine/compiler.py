@@ -65,7 +65,7 @@ def compile_plan(plan: BuildPlan) -> CompileAnswer:
     builder, network = create_network(install, plan, log)
     _parse(install, plan, network, log)
     if plan.ranges is not None and (missing := set_ranges(install.module, network, plan.ranges)):
-        raise StepError("parse", [f"the network has no convolution {missing[0]}"])
+        raise StepError("parse", [f"it has no convolution {missing[0]}; leave --implicit out"])
     started = time.monotonic()
     engine = _build(install, plan, builder, network, log)
     seconds = time.monotonic() - started

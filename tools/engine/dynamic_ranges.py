@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 UNUSED_RANGE = 1.0
-"""TensorRT considers INT8 only where the output has a range, too; it is not used for floats."""
+"""Without a range of its output TensorRT hardly takes a layer for INT8; floats do not use it."""
 
 
 def set_ranges(trt: Any, network: Any, ranges: Mapping[str, float]) -> list[str]:

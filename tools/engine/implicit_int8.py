@@ -20,8 +20,8 @@ from qvd_trt.calibrators.errors import UserError
 from qvd_trt.tools.engine.onnx_file import node_name
 
 INT8_CODES = 127
-MODEL = "model.onnx"
-WEIGHTS = "qvd-build.rounded.data"
+MODEL = "qvd-build.model.onnx"
+WEIGHTS = "qvd-build.weights.data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +42,21 @@ def write_implicit(source: Path, folder: Path) -> ImplicitInt8:
     """Write the float file into a folder; weights that stay as they are become links.
 
     The weights of quantized convolutions are rounded as the QDQ file rounds them, so that
-    TensorRT's own symmetric scale of a channel, its largest magnitude / 127, finds the same codes.
-    All other layers compute with their float weights.
+    TensorRT's own symmetric scale of a channel, its largest magnitude / 127, finds the same codes
+    where they are of 8 bits. All other layers compute with their float weights.
 
     Args:
         source: A QDQ file with float weights, as ``--target trt8`` writes them.
         folder: An empty folder, on a file system with links.
 
     Raises:
-        UserError: A weight is stored as int8, a zero point is not zero, an activation has a scale
-            per channel, or no Conv is quantized.
+        UserError: No Conv is quantized, or the file is not as ``--target trt8`` writes it: int8
+            weights, a zero point other than int8 zero, a scale per channel of an activation,
+            subgraphs, Q/DQ at an output, or external data that cannot be read or linked.
     """
     model = onnx.load(source, load_external_data=False)
     graph = model.graph
+    _check_structure(graph)
     pairs = _Pairs(graph, source)
     ranges: dict[str, float] = {}
     weights: set[str] = set()
@@ -67,15 +69,29 @@ def write_implicit(source: Path, folder: Path) -> ImplicitInt8:
             f"--implicit: {source} has no quantized Conv, the only layers it gives ranges to; "
             "leave it out"
         )
-    _bypass(graph, {n: q.input[0] for n, q in pairs.quantizers.items() if n not in weights})
+    _bypass(graph, {name: pairs.source(name) for name in pairs.quantizers if name not in weights})
     _store(graph, ((name, pairs.rounded(name)) for name in sorted(weights)), folder / WEIGHTS)
     _drop_unused(graph)
     for name in {_location(tensor) for tensor in graph.initializer} - {None, WEIGHTS}:
-        link = folder / str(name)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to((source.parent / str(name)).absolute())
+        _link(source.parent, Path(str(name)), folder)
     onnx.save(model, folder / MODEL)
     return ImplicitInt8(folder / MODEL, ranges)
+
+
+def _check_structure(graph: Any) -> None:
+    dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    for node in graph.node:
+        if any(entry.HasField("g") or entry.graphs for entry in node.attribute):
+            raise UserError(
+                f"--implicit cannot rewrite subgraphs, and {node_name(node)} has one; export the "
+                "model without control flow, or leave --implicit out"
+            )
+    for value in graph.output:
+        if value.name in dequantized:
+            raise UserError(
+                f"--implicit: the output {value.name!r} comes from a DequantizeLinear; leave "
+                "--implicit out"
+            )
 
 
 class _Pairs:
@@ -96,10 +112,16 @@ class _Pairs:
             quantizer = producers.get(node.input[0])
             if quantizer is None or quantizer.op_type != "QuantizeLinear":
                 raise UserError(
-                    f"--implicit reads files with float weights, and {node_name(node)} reads int8 "
-                    "ones; export the model with `qvd-export --target trt8`"
+                    f"--implicit reads files with float weights, and {node_name(node)} reads codes "
+                    "that are stored; export the model with `qvd-export --target trt8`"
                 )
             self.quantizers[node.output[0]] = quantizer
+
+    def source(self, name: str) -> str:
+        """The tensor before all Q/DQ pairs in front of this one."""
+        while name in self.quantizers:
+            name = self.quantizers[name].input[0]
+        return name
 
     def scale(self, name: str) -> float:
         """The scale of a tensor that is quantized as a whole."""
@@ -115,7 +137,12 @@ class _Pairs:
     def rounded(self, name: str) -> Float32Array:
         """A constant as Q and DQ make it, float32: codes -128 to 127, symmetric."""
         quantizer = self.quantizers[name]
-        weight = self._constant(quantizer.input[0]).astype(np.float32)
+        weight = self._constant(quantizer.input[0])
+        if weight.dtype != np.float32:
+            raise UserError(
+                f"--implicit: {quantizer.input[0]!r} is {weight.dtype}; export the model with "
+                "`qvd-export --target trt8`, which keeps weights in float32"
+            )
         scales = self._scales(quantizer)
         axis = next((int(entry.i) for entry in quantizer.attribute if entry.name == "axis"), 1)
         if scales.size > 1:
@@ -128,7 +155,8 @@ class _Pairs:
 
     def _scales(self, quantizer: Any) -> Float32Array:
         zero_point = quantizer.input[2] if len(quantizer.input) > 2 else ""
-        if not zero_point or self._constant(zero_point).any():
+        codes = self._constant(zero_point) if zero_point else np.zeros(1, np.uint8)
+        if codes.dtype != np.int8 or codes.any():
             raise UserError(
                 f"--implicit: {node_name(quantizer)} is not symmetric int8, and ranges are; export "
                 "the model with `qvd-export --target trt8`"
@@ -142,7 +170,13 @@ class _Pairs:
                 f"--implicit: {name!r} is no constant; export the model with "
                 "`qvd-export --target trt8`"
             )
-        array: AnyArray = numpy_helper.to_array(self._initializers[name], self._folder)
+        try:
+            array: AnyArray = numpy_helper.to_array(self._initializers[name], self._folder)
+        except (onnx.checker.ValidationError, ValueError) as error:
+            raise UserError(
+                f"--implicit: the data of {name!r} cannot be read: {error}; put the real file, no "
+                "link to it, beside the model"
+            ) from error
         return array
 
 
@@ -177,6 +211,18 @@ def _drop_unused(graph: Any) -> None:
     del graph.initializer[:]
     graph.initializer.extend(tensors)
     del graph.value_info[:]
+
+
+def _link(source: Path, location: Path, folder: Path) -> None:
+    """Make external data of the source appear at the same place in the folder."""
+    if location.is_absolute() or ".." in location.parts or location.name in (MODEL, WEIGHTS):
+        raise UserError(
+            f"--implicit: the weights lie in {str(location)!r}; save the model with its data "
+            "beside it, under another name"
+        )
+    link = folder / location
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to((source / location).absolute())
 
 
 def _location(tensor: Any) -> str | None:

@@ -15,7 +15,7 @@ from qvd_trt.tools.engine.weight_layers import WeightLayer, weight_layers
 Runs = Literal["int8", "float", "unknown"]
 
 READS_CODEBOOK = "its input is the HTDQ codebook's, which is float by design"
-NO_RANGE = "quantized in the file, but --implicit gives ranges to convolutions alone"
+NO_RANGE = "quantized in the file, but --implicit gives ranges to plain convolutions alone"
 FASTER = "the float kernel was faster"
 FEW_CHANNELS = 16
 FEW_ROWS = 16

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,18 +15,18 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from qvd_trt.calibrators.arrays import AnyArray
 from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.progress import SilentProgress
-from qvd_trt.tools.engine import build_engine
+from qvd_trt.tools.engine import build_engine, compiler
 from qvd_trt.tools.engine.build_plan import BuildPlan
 from qvd_trt.tools.engine.build_request import BuildRequest
 from qvd_trt.tools.engine.compiler import CompileAnswer
 from qvd_trt.tools.engine.dynamic_ranges import set_ranges
 from qvd_trt.tools.engine.engine_layers import EngineLayer
-from qvd_trt.tools.engine.implicit_int8 import WEIGHTS, ImplicitInt8, write_implicit
+from qvd_trt.tools.engine.implicit_int8 import MODEL, WEIGHTS, ImplicitInt8, write_implicit
 from qvd_trt.tools.engine.node_precision import FASTER, NO_RANGE, node_precisions
 from qvd_trt.tools.engine.onnx_file import read_onnx
 from qvd_trt.tools.engine.shape_ranges import parse_shape_range
@@ -134,8 +135,12 @@ def test_build(qdq: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def compile_in_child(plan: BuildPlan) -> CompileAnswer:
         assert plan.model.is_file()
         assert plan.model.is_relative_to(tmp_path)
+        assert plan.source == qdq
         asked.append(plan)
-        return CompileAnswer(engine=b"engine", seconds=1.0)
+        return CompileAnswer(engine=b"engine", seconds=1.0, layers=(stray,))
+
+    int8 = ("Int8",)
+    stray = EngineLayer("between", "Scale", int8, (), int8, (), (1, 16, 16, 16), "")
 
     install = TensorRTInstall("tensorrt", (8, 6, 0), ModuleType("tensorrt"))
     monkeypatch.setattr(build_engine, "find_tensorrt", lambda runtime: install)
@@ -148,6 +153,8 @@ def test_build(qdq: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert plan.ranges is not None
     assert set(plan.ranges) == CONVOLUTIONS
     assert report.trtexec is None
+    assert report.implicit
+    assert "between first" in " ".join(report.warnings)
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     names = {path.name for path in (tmp_path / "new").iterdir()}
     assert names == {"model.engine", "model.build.json"}
@@ -163,6 +170,7 @@ def test_int8_weights_are_refused(forms: Path, tmp_path: Path) -> None:
     [
         (1, np.full(16, 0.1, np.float32), "has 16 scales"),
         (2, np.int8(3), "is not symmetric int8"),
+        (2, np.uint8(0), "is not symmetric int8"),
         (2, None, "is not symmetric int8"),
     ],
 )
@@ -180,6 +188,68 @@ def test_what_a_range_cannot_say(
         quantizer.input[index] = "other"
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(UserError, match=message):
+        write_implicit(tmp_path / "model.onnx", tmp_path)
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "/weights.bin", MODEL])
+def test_data_that_cannot_be_linked(qdq: Path, tmp_path: Path, location: str) -> None:
+    model = onnx.load(qdq, load_external_data=False)
+    tensor = next(t for t in model.graph.initializer if t.data_location and "linear" in t.name)
+    next(entry for entry in tensor.external_data if entry.key == "location").value = location
+    source = tmp_path / "source"
+    source.mkdir()
+    shutil.copy(qdq.parent / "weights.bin", source)
+    onnx.save(model, source / "model.onnx")
+    with pytest.raises(UserError, match="save the model with its data beside"):
+        write_implicit(source / "model.onnx", tmp_path)
+
+
+def test_data_behind_a_link(qdq: Path, tmp_path: Path) -> None:
+    shutil.copy(qdq, tmp_path)
+    (tmp_path / "weights.bin").symlink_to(qdq.parent / "weights.bin")
+    with pytest.raises(UserError, match=r"cannot be read: .* put the real file, no link"):
+        write_implicit(tmp_path / "model.onnx", tmp_path)
+
+
+def test_two_pairs_in_a_row(qdq: Path, readable: Path, tmp_path: Path) -> None:
+    model = onnx.load(qdq)
+    producers = {output: node for node in model.graph.node for output in node.output}
+    linear = next(node for node in model.graph.node if node.name == "linear")
+    first = producers[linear.input[0]]
+    constants = list(first.input[1:])
+    for op, source, result in (
+        ("QuantizeLinear", first.output[0], "again"),
+        ("DequantizeLinear", "again", "twice"),
+    ):
+        index = list(model.graph.node).index(linear)
+        model.graph.node.insert(index, helper.make_node(op, [source, *constants], [result]))
+        linear = next(node for node in model.graph.node if node.name == "linear")
+    linear.input[0] = "twice"
+    onnx.save(model, tmp_path / "twice.onnx")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    again = onnx.load(write_implicit(tmp_path / "twice.onnx", folder).model)
+    assert [node.input for node in again.graph.node] == [
+        node.input for node in onnx.load(readable).graph.node
+    ]
+
+
+def test_subgraphs_are_refused(qdq: Path, tmp_path: Path) -> None:
+    model = onnx.load(qdq)
+    body = helper.make_graph([], "body", [], [])
+    node = helper.make_node("If", ["condition"], [], name="branch", then_branch=body)
+    model.graph.node.append(node)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(UserError, match="branch has one"):
+        write_implicit(tmp_path / "model.onnx", tmp_path)
+
+
+def test_quantized_output_is_refused(qdq: Path, tmp_path: Path) -> None:
+    model = onnx.load(qdq)
+    dequantize = next(node for node in model.graph.node if node.op_type == "DequantizeLinear")
+    model.graph.output[0].name = dequantize.output[0]
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(UserError, match="comes from a DequantizeLinear"):
         write_implicit(tmp_path / "model.onnx", tmp_path)
 
 
@@ -226,6 +296,43 @@ class Layer:
 
     def set_output_type(self, index: int, dtype: str) -> None:
         self.output_type = dtype
+
+
+class TestCompile:
+    @pytest.fixture
+    def plan(self, qdq: Path) -> BuildPlan:
+        return BuildPlan(qdq, "tensorrt", (8, 6, 0), ranges={"first": 2.0, "second": 0.5})
+
+    def test_ranges_reach_the_network(
+        self, plan: BuildPlan, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        network = TestSetRanges().network()
+        bindings = SimpleNamespace(ILogger=object, **vars(TRT))
+        install: Any = SimpleNamespace(module=bindings, kind="tensorrt", version=(8, 6, 0))
+        monkeypatch.setattr(compiler, "find_tensorrt", lambda kind: install)
+        monkeypatch.setattr(compiler, "make_log", lambda trt, path: None)
+        monkeypatch.setattr(compiler, "create_network", lambda *_: (None, network))
+        monkeypatch.setattr(compiler, "_parse", lambda *_: None)
+        monkeypatch.setattr(compiler, "_build", lambda *_: b"engine")
+        monkeypatch.setattr(compiler, "_list_layers", lambda *_: ((), None))
+        assert compiler.compile_plan(plan).engine == b"engine"
+        assert network.layers[0].source.dynamic_range == (-2.0, 2.0)
+        with pytest.raises(compiler.StepError) as failed:
+            compiler.compile_plan(replace(plan, ranges={"gone": 1.0}))
+        assert failed.value.errors == ("it has no convolution gone; leave --implicit out",)
+
+    @pytest.mark.parametrize("implicit", [False, True])
+    def test_output_types_are_obeyed(
+        self, plan: BuildPlan, implicit: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        backend = pytest.importorskip("polygraphy.backend.trt")
+        monkeypatch.setattr(backend, "CreateConfig", lambda **options: options)
+        monkeypatch.setattr(backend, "Profile", SimpleNamespace)
+        verbosity = SimpleNamespace(DETAILED=1)
+        install: Any = SimpleNamespace(module=SimpleNamespace(ProfilingVerbosity=verbosity))
+        chosen = plan if implicit else replace(plan, ranges=None)
+        options: Any = compiler._make_config(install, chosen)
+        assert options.get("precision_constraints") == ("obey" if implicit else None)
 
 
 class TestSetRanges:
