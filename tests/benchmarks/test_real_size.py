@@ -146,6 +146,20 @@ def test_layers_are_sorted_by_what_they_read_and_are() -> None:
     assert summary["kinds"][INT8_PRODUCT] == {"layers": 1, "ms": 1.0, "share": 0.1667}
 
 
+def test_a_file_without_convolutions_has_no_build_by_ranges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skeleton = tmp_path / "small_implicit.onnx.xz"
+    strip(_quantized_linear(tmp_path), skeleton, {"x": (8, K)})
+    monkeypatch.delattr(engines, "compile_in_child")
+    entry: dict[str, Any] = {}
+    options = BuildOptions(0, tmp_path / "cache", plugin=None, logs=None)
+    latency.build(skeleton, latency.IMPLICIT, tmp_path / "small.plan", entry, options)
+    assert "has no quantized Conv" in entry["error"]
+    assert not (tmp_path / "small.plan").exists()
+    assert not (tmp_path / "small").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
