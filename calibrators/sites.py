@@ -114,6 +114,11 @@ class Site:
         """The distinct receptive fields of the site's layers, in layer order."""
         return tuple(dict.fromkeys(layer.window for layer in self.layers))
 
+    @property
+    def padded(self) -> bool:
+        """Whether any of its layers reads it zero-padded."""
+        return any(window.padded for window in self.windows)
+
 
 @dataclass(frozen=True, slots=True)
 class KeptLayer:

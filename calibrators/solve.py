@@ -133,8 +133,7 @@ def _problem(
             f"the statistics hold no sample rows, which --algorithm {options.algorithm.name} "
             "needs; calibrate again with this algorithm"
         )
-    padded = any(window.padded for window in site.windows)
-    may_shift = options.shift_padded or not padded
+    may_shift = options.shift_padded or not site.padded
     return SiteProblem(site, found, _weights(site, read_weight), options.bits, may_shift)
 
 

@@ -15,6 +15,7 @@ from benchmarks.real_size.cuda import Cuda, CudaError
 from qvd_trt.calibrators.atomic_write import write_atomically
 from qvd_trt.tools.engine.build_plan import FIRST_STRONGLY_TYPED, BuildPlan
 from qvd_trt.tools.engine.compile_process import compile_in_child
+from qvd_trt.tools.engine.implicit_int8 import with_ranges
 from qvd_trt.tools.engine.inspector_layers import read_entry
 from qvd_trt.tools.engine.plugin import load_plugin
 from qvd_trt.tools.engine.tensorrt_install import find_tensorrt
@@ -54,41 +55,39 @@ def open_tensorrt(plugin: Path | None) -> tuple[Any, Any]:
 
 
 def build_to(
-    model: Path,
-    plan: Path,
-    int8: bool,
-    options: BuildOptions,
-    ranges: Mapping[str, float] | None = None,
+    model: Path, plan: Path, int8: bool, options: BuildOptions, *, implicit: bool = False
 ) -> float:
     """Build one file as qvd-build does, with ``--fp16`` or ``--int8 --fp16``; returns the seconds.
 
     Args:
-        model: The file.
+        model: The file, in a folder that can be written to.
         plan: The engine to write.
         int8: Whether it may use INT8.
         options: The builder's.
-        ranges: Those of ``qvd-build --implicit``.
+        implicit: Whether as ``qvd-build --implicit`` does.
 
     Raises:
         UserError: the parser or the builder failed.
     """
     version = find_tensorrt("tensorrt").version
-    answer = compile_in_child(
-        BuildPlan(
-            model=model.absolute(),
-            kind="tensorrt",
-            version=version,
-            strongly_typed=False,
-            fp16=True,
-            int8=int8,
-            timing_cache=options.timing_cache.absolute(),
-            log=None if options.logs is None else options.logs.absolute() / f"{plan.stem}.log",
-            plugin=None if options.plugin is None else options.plugin.absolute(),
-            optimization_level=options.level,
-            ranges=ranges,
-            cublas=version >= FIRST_STRONGLY_TYPED,
-        )
+    build_plan = BuildPlan(
+        model=model.absolute(),
+        kind="tensorrt",
+        version=version,
+        strongly_typed=False,
+        fp16=True,
+        int8=int8,
+        timing_cache=options.timing_cache.absolute(),
+        log=None if options.logs is None else options.logs.absolute() / f"{plan.stem}.log",
+        plugin=None if options.plugin is None else options.plugin.absolute(),
+        optimization_level=options.level,
+        cublas=version >= FIRST_STRONGLY_TYPED,
     )
+    if implicit:
+        folder = model.parent / "implicit"
+        folder.mkdir()
+        build_plan = with_ranges(build_plan, folder)
+    answer = compile_in_child(build_plan)
     assert answer.engine is not None
     write_atomically(plan, answer.engine)
     return answer.seconds

@@ -16,17 +16,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.real_size.layer_report import FLOAT_PRODUCT, HTDQ, INT8_PRODUCT, OTHER, REFORMAT
+
 TRACED_RUNS = 3
 TOP_KERNELS = 30
 
 _KINDS = (
-    ("reformat", ("cuint8",)),
-    ("other", ("softmax",)),
-    ("INT8 conv/gemm", ("i8i32", "i8i8", "int8", "imma", "s8s8", "_s8_", "_i8_")),
+    (REFORMAT, ("cuint8",)),
+    (OTHER, ("softmax",)),
+    (INT8_PRODUCT, ("i8i32", "i8i8", "int8", "imma", "s8s8", "_s8_", "_i8_")),
     ("attention", ("mha", "flash")),
-    ("fp16/fp32 conv/gemm", ("gemm", "conv", "xmma", "cutlass", "cublas", "f16f16", "hmma")),
-    ("HTDQ", ("htdq",)),
-    ("reformat", ("copyvectorized", "reformat", "permut", "copypacked", "transpose")),
+    (FLOAT_PRODUCT, ("gemm", "conv", "xmma", "cutlass", "cublas", "f16f16", "hmma")),
+    (HTDQ, ("htdq",)),
+    (REFORMAT, ("copyvectorized", "reformat", "permut", "copypacked", "transpose")),
 )
 """Kinds of kernels by parts of their lower-case names; the first that fits: namespace cuInt8 is one
 of layouts, and TensorRT's softmax is called xmma like its products."""
@@ -61,7 +63,8 @@ class KernelTrace:
         total = sum(time for _, _, time in found) or 1.0
         kinds: dict[str, float] = {}
         for name, _, time in found:
-            kinds[kernel_kind(name)] = kinds.get(kernel_kind(name), 0.0) + time
+            kind = kernel_kind(name)
+            kinds[kind] = kinds.get(kind, 0.0) + time
         return {
             "total_ms": round(total, 4),
             "kinds": {
@@ -82,4 +85,4 @@ class KernelTrace:
 def kernel_kind(name: str) -> str:
     """What a kernel does, by its name."""
     lower = name.lower()
-    return next((kind for kind, parts in _KINDS if any(p in lower for p in parts)), "other")
+    return next((kind for kind, parts in _KINDS if any(p in lower for p in parts)), OTHER)

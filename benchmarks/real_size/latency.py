@@ -40,7 +40,6 @@ from benchmarks.real_size.kernel_trace import KernelTrace
 from benchmarks.real_size.layer_report import HTDQ, INT8_PRODUCT, REFORMAT, layer_times, summarize
 from benchmarks.real_size.skeleton import SKELETONS, fill
 from qvd_trt.calibrators.errors import UserError
-from qvd_trt.tools.engine.implicit_int8 import write_implicit
 
 VARIANTS = ("fp", "w8a8", "implicit", "modelopt", "plugin")
 REFERENCE = "fp"
@@ -86,12 +85,8 @@ def build(
     entry["fill_s"] = round(time.perf_counter() - start, 1)
     entry.pop("error", None)
     try:
-        ranges = None
-        if variant == IMPLICIT:
-            (folder / IMPLICIT).mkdir()
-            implicit = write_implicit(model, folder / IMPLICIT)
-            model, ranges = implicit.model, implicit.ranges
-        seconds = build_to(model, plan, variant != REFERENCE, options, ranges)
+        implicit = variant == IMPLICIT
+        seconds = build_to(model, plan, variant != REFERENCE, options, implicit=implicit)
         entry["build_s"] = round(seconds, 1)
         entry["level"] = options.level
         entry["engine_mb"] = round(plan.stat().st_size / 1e6, 1)

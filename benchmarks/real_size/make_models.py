@@ -311,7 +311,7 @@ def main() -> None:
     for name, (product, step) in steps.items():
         if options.steps and name not in options.steps:
             continue
-        if name == "implicit" and not options.model.startswith("unet"):
+        if name == "implicit" and options.model != "unet":
             continue
         if product and (folder / product).exists():
             continue

@@ -39,7 +39,7 @@ class SiteProblem:
         """Minimum and maximum ``[C]`` over the trajectory, zero included where it is padded."""
         low = self.stats.ranges.minimum.min(axis=0)
         high = self.stats.ranges.maximum.max(axis=0)
-        if any(window.padded for window in self.site.windows):
+        if self.site.padded:
             low, high = np.minimum(low, 0), np.maximum(high, 0)
         return low, high
 

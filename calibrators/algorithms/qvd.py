@@ -114,7 +114,6 @@ def _cost(
         reference = references[layer.name]
         error = output_error(problem, layer, reference, activation, grid)
         total += float(np.mean(np.square(error, dtype=np.float64))) / reference.power
-    padded = any(window.padded for window in problem.site.windows)
-    if activation.shift is not None and padded:
+    if activation.shift is not None and problem.site.padded:
         total *= PAD_BEFORE_SHIFT_COST
     return total

@@ -33,10 +33,13 @@ class DefineHtdq(ir.passes.InPlacePass):
 
 def _replace_cast_like(graph: ir.Graph, opset: int) -> None:
     """TensorRT 8.6 cannot read CastLike; outside of a function the type is known."""
-    for node in [node for node in graph if node.op_type == "CastLike"]:
+    nodes = [node for node in graph if node.op_type == "CastLike"]
+    declared = all(node.inputs[1] is not None and node.inputs[1].dtype for node in nodes)
+    dtypes = {} if declared else infer_dtypes(graph, opset)
+    for node in nodes:
         value, like = node.inputs
         assert like is not None
-        dtype = like.dtype or infer_dtypes(graph, opset)[like]
+        dtype = like.dtype or dtypes[like]
         cast = ir.node("Cast", [value], attributes={"to": int(dtype)}, name=node.name)
         output = cast.outputs[0]
         output.shape, output.type = node.outputs[0].shape, ir.TensorType(dtype)

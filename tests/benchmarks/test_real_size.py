@@ -151,6 +151,8 @@ def test_a_file_without_convolutions_has_no_build_by_ranges(
 ) -> None:
     skeleton = tmp_path / "small_implicit.onnx.xz"
     strip(_quantized_linear(tmp_path), skeleton, {"x": (8, K)})
+    install: Any = SimpleNamespace(version=(8, 6, 0))
+    monkeypatch.setattr(engines, "find_tensorrt", lambda kind: install)
     monkeypatch.delattr(engines, "compile_in_child")
     entry: dict[str, Any] = {}
     options = BuildOptions(0, tmp_path / "cache", plugin=None, logs=None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +17,7 @@ from qvd_trt.tools.engine.build_request import BuildRequest
 from qvd_trt.tools.engine.compile_process import compile_in_child
 from qvd_trt.tools.engine.compiler import CompileAnswer
 from qvd_trt.tools.engine.engine_layers import EngineLayer
-from qvd_trt.tools.engine.implicit_int8 import write_implicit
+from qvd_trt.tools.engine.implicit_int8 import with_ranges
 from qvd_trt.tools.engine.node_precision import node_precisions
 from qvd_trt.tools.engine.onnx_file import OnnxFile, read_onnx
 from qvd_trt.tools.engine.tensorrt_install import (
@@ -44,7 +43,8 @@ def build_engine(request: BuildRequest, progress: Progress) -> BuildReport:
     plan = plan_build(request, model, install.kind, install.version)
     with ExitStack() as temporary:
         if request.implicit:
-            plan = _with_ranges(plan, temporary, _existing_folder(request.output))
+            space = TemporaryDirectory(prefix=".qvd-build-", dir=_existing_folder(request.output))
+            plan = with_ranges(plan, Path(temporary.enter_context(space)))
         with progress.step(f"building with {install.label}", None):
             answer = compile_in_child(plan)
     assert answer.engine is not None
@@ -74,13 +74,6 @@ def equivalent_command(
             "qvd-build"
         )
     return trtexec_command(plan, request.output), plan.warnings
-
-
-def _with_ranges(plan: BuildPlan, temporary: ExitStack, folder: Path) -> BuildPlan:
-    """The plan with a float file and ranges in place of its QDQ file."""
-    space = temporary.enter_context(TemporaryDirectory(prefix=".qvd-build-", dir=folder))
-    implicit = write_implicit(plan.model, Path(space))
-    return replace(plan, source=plan.model, model=implicit.model, ranges=implicit.ranges)
 
 
 def _report(

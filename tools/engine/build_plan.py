@@ -88,7 +88,7 @@ def plan_build(
     """
     _check_options(request, kind, version)
     _check_implicit(request, model, kind, version)
-    strongly_typed = kind == "rtx" or version >= FIRST_STRONGLY_TYPED
+    strongly_typed = _is_strongly_typed(kind, version)
     plugin = choose_plugin(request, model, kind, version)
     return BuildPlan(
         model=request.model.absolute(),
@@ -115,6 +115,11 @@ def plan_build(
     )
 
 
+def _is_strongly_typed(kind: RuntimeKind, version: Version) -> bool:
+    """Whether this TensorRT takes all types from the file."""
+    return kind == "rtx" or version >= FIRST_STRONGLY_TYPED
+
+
 def _check_options(request: BuildRequest, kind: RuntimeKind, version: Version) -> None:
     label = product_label(kind, version)
     if request.compute_capabilities and kind != "rtx":
@@ -126,9 +131,9 @@ def _check_options(request: BuildRequest, kind: RuntimeKind, version: Version) -
         raise UserError(
             "--timing-cache: TensorRT-RTX times no kernels while it builds; leave it out"
         )
-    if not request.cublas and (kind == "rtx" or version >= FIRST_STRONGLY_TYPED):
+    if not request.cublas and _is_strongly_typed(kind, version):
         raise UserError(f"--no-cublas: {label} uses no cuBLAS; leave it out")
-    if request.dtype is not None and (kind == "rtx" or version >= FIRST_STRONGLY_TYPED):
+    if request.dtype is not None and _is_strongly_typed(kind, version):
         raise UserError(
             f"--dtype: {label} takes all types from the file; choose them with "
             "`qvd-export --dtype`, or leave it out"
@@ -140,7 +145,7 @@ def _check_implicit(
 ) -> None:
     if not request.implicit:
         return
-    if kind == "rtx" or version >= FIRST_STRONGLY_TYPED:
+    if _is_strongly_typed(kind, version):
         raise UserError(
             f"--implicit is for TensorRT 8; {product_label(kind, version)} takes INT8 from Q/DQ "
             "alone, leave it out"

@@ -1,13 +1,13 @@
 """A QDQ file without its Q/DQ, and the ranges that TensorRT 8 takes in their place.
 
 TensorRT calls this implicit quantization. Its versions from 10 on have deprecated or dropped it;
-in 8.6 it keeps attention fused, which Q/DQ anywhere in the network prevent (docs/design.md).
+in 8.6 it keeps attention fused, which Q/DQ in the network prevent (docs/design.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from onnx import external_data_helper, numpy_helper
 
 from qvd_trt.calibrators.arrays import AnyArray, Float32Array
 from qvd_trt.calibrators.errors import UserError
+from qvd_trt.calibrators.quantizers.symmetric_scale import activation_levels, quantize_dequantize
+from qvd_trt.tools.engine.build_plan import BuildPlan
 from qvd_trt.tools.engine.onnx_file import node_name
 
-INT8_CODES = 127
+INT8 = activation_levels(8)
 MODEL = "qvd-build.model.onnx"
 WEIGHTS = "qvd-build.weights.data"
 
@@ -36,6 +38,12 @@ class ImplicitInt8:
 
     model: Path
     ranges: Mapping[str, float]
+
+
+def with_ranges(plan: BuildPlan, folder: Path) -> BuildPlan:
+    """The plan of a build with ranges, from that of a QDQ file; see :func:`write_implicit`."""
+    implicit = write_implicit(plan.model, folder)
+    return replace(plan, source=plan.model, model=implicit.model, ranges=implicit.ranges)
 
 
 def write_implicit(source: Path, folder: Path) -> ImplicitInt8:
@@ -62,7 +70,7 @@ def write_implicit(source: Path, folder: Path) -> ImplicitInt8:
     weights: set[str] = set()
     for node in graph.node:
         if node.op_type == "Conv" and all(name in pairs.quantizers for name in node.input[:2]):
-            ranges[node_name(node)] = INT8_CODES * pairs.scale(node.input[0])
+            ranges[node_name(node)] = INT8[1] * pairs.scale(node.input[0])
             weights.add(node.input[1])
     if not ranges:
         raise UserError(
@@ -135,7 +143,7 @@ class _Pairs:
         return float(scales.item())
 
     def rounded(self, name: str) -> Float32Array:
-        """A constant as Q and DQ make it, float32: codes -128 to 127, symmetric."""
+        """A float32 constant as Q and DQ make it."""
         quantizer = self.quantizers[name]
         weight = self._constant(quantizer.input[0])
         if weight.dtype != np.float32:
@@ -149,9 +157,7 @@ class _Pairs:
             shape = [1] * weight.ndim
             shape[axis] = scales.size
             scales = scales.reshape(shape)
-        codes = np.clip(np.rint(weight / scales), -INT8_CODES - 1, INT8_CODES)
-        values: Float32Array = (codes * scales).astype(np.float32)
-        return values
+        return quantize_dequantize(weight, scales, INT8)
 
     def _scales(self, quantizer: Any) -> Float32Array:
         zero_point = quantizer.input[2] if len(quantizer.input) > 2 else ""
