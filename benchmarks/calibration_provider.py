@@ -25,7 +25,7 @@ from qvd_trt.calibrators.ort_session import CPU, CUDA
 from qvd_trt.calibrators.plan import DensePlan, QuantPlan
 from qvd_trt.calibrators.plan_file import load_plan
 from qvd_trt.calibrators.progress import SilentProgress
-from qvd_trt.export.pipeline import ApplyOptions
+from qvd_trt.export.apply_plan import ApplyOptions
 from qvd_trt.export.quantize_model import quantize_model
 from qvd_trt.export.request import QuantizeRequest
 from qvd_trt.export.targets import TARGETS, FloatType

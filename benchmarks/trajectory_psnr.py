@@ -32,9 +32,9 @@ from benchmarks.stressed_twin import stressed_twin
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
 from qvd_trt.calibrators.bits import Bits
 from qvd_trt.calibrators.progress import SilentProgress
+from qvd_trt.export.apply_plan import ApplyOptions
 from qvd_trt.export.model_file import load_model, save_model
 from qvd_trt.export.passes.lower_precision import LowerPrecision
-from qvd_trt.export.pipeline import ApplyOptions
 from qvd_trt.export.quantize_model import quantize_model
 from qvd_trt.export.request import QuantizeRequest
 from qvd_trt.export.targets import TARGETS, FloatType

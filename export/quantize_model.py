@@ -29,6 +29,7 @@ from qvd_trt.calibrators.sources.self_sampling import SelfSampling, SelfSampling
 from qvd_trt.calibrators.sources.signature import ModelSignature
 from qvd_trt.calibrators.stats import ActivationStats
 from qvd_trt.calibrators.stats_file import load_stats, save_stats
+from qvd_trt.export.apply_plan import ApplyOptions, apply_plan
 from qvd_trt.export.graph.interface import read_signature
 from qvd_trt.export.graph.layers import find_layers
 from qvd_trt.export.graph.sites import GraphSites, find_sites
@@ -46,7 +47,6 @@ from qvd_trt.export.model_file import (
 )
 from qvd_trt.export.passes.layer_edits import constant_array
 from qvd_trt.export.passes.prepare import Prepare
-from qvd_trt.export.pipeline import ApplyOptions, apply_plan
 from qvd_trt.export.refusals import (
     check_paths,
     check_plan_vectors,

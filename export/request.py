@@ -9,7 +9,7 @@ from pathlib import Path
 from qvd_trt.calibrators.bits import W8A8, Bits
 from qvd_trt.calibrators.ort_session import CPU
 from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
-from qvd_trt.export.pipeline import ApplyOptions
+from qvd_trt.export.apply_plan import ApplyOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from qvd_trt.calibrators.ort_session import CPU, CUDA
 from qvd_trt.calibrators.plan_file import load_plan
 from qvd_trt.calibrators.solve import TEMPORAL_FLOAT
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
-from qvd_trt.export.pipeline import ApplyOptions
+from qvd_trt.export.apply_plan import ApplyOptions
 from qvd_trt.export.request import QuantizeRequest
 from qvd_trt.export.targets import TARGETS, FloatType, HtdqForm, choose_float_type
 from qvd_trt.tools.sampling_options import read_sampling

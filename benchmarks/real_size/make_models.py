@@ -52,13 +52,13 @@ from qvd_trt.calibrators.ort_session import open_session
 from qvd_trt.calibrators.progress import SilentProgress
 from qvd_trt.calibrators.sources.calls import DenoiserCall
 from qvd_trt.calibrators.sources.self_sampling import SelfSampling, SelfSamplingOptions
+from qvd_trt.export.apply_plan import ApplyOptions
 from qvd_trt.export.graph.interface import read_signature
 from qvd_trt.export.model_file import load_model, save_model
 from qvd_trt.export.passes.lower_opset import LowerOpset
 from qvd_trt.export.passes.normalize_without_plugin import NormalizeWithoutPlugin
 from qvd_trt.export.passes.prepare import Prepare
 from qvd_trt.export.passes.whole_shapes import WholeShapes
-from qvd_trt.export.pipeline import ApplyOptions
 from qvd_trt.export.quantize_model import quantize_model
 from qvd_trt.export.request import QuantizeRequest, plan_path
 from qvd_trt.export.targets import TARGETS, FloatType, HtdqForm

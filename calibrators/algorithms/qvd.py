@@ -18,7 +18,7 @@ from qvd_trt.calibrators.algorithms.problem import (
     output_error,
     reference_output,
 )
-from qvd_trt.calibrators.algorithms.scri import (
+from qvd_trt.calibrators.algorithms.scri_scale import (
     affine_grid,
     half_range,
     mid_shift,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from qvd_trt.calibrators.algorithms.layer_plans import absmax_weights, plan_site
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
-from qvd_trt.calibrators.algorithms.scri import affine_grid, mid_shift
+from qvd_trt.calibrators.algorithms.scri_scale import affine_grid, mid_shift
 from qvd_trt.calibrators.bits import FLOAT_BITS
 from qvd_trt.calibrators.collect.request import StatisticsRequest
 from qvd_trt.calibrators.plan import DensePlan

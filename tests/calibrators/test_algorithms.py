@@ -25,7 +25,12 @@ from qvd_trt.calibrators.algorithms.problem import (
     transformed_rows,
 )
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
-from qvd_trt.calibrators.algorithms.scri import half_range, mid_shift, smooth_scale, weight_reach
+from qvd_trt.calibrators.algorithms.scri_scale import (
+    half_range,
+    mid_shift,
+    smooth_scale,
+    weight_reach,
+)
 from qvd_trt.calibrators.bits import W8A8, Bits
 from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.plan import ActivationQuant, DensePlan, QuantPlan, WeightQuant

@@ -15,9 +15,9 @@ from qvd_trt.calibrators.ort_session import open_session
 from qvd_trt.calibrators.plan import QuantPlan
 from qvd_trt.calibrators.plan_file import load_plan
 from qvd_trt.calibrators.progress import SilentProgress
+from qvd_trt.export.apply_plan import ApplyOptions, apply_plan, fold_only
 from qvd_trt.export.model_file import load_model, save_model
 from qvd_trt.export.passes.prepare import Prepare
-from qvd_trt.export.pipeline import ApplyOptions, apply_plan, fold_only
 from qvd_trt.export.quantize_model import quantize_model
 from qvd_trt.export.report import QuantizationReport
 from qvd_trt.export.request import QuantizeRequest

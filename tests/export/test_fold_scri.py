@@ -17,11 +17,11 @@ from qvd_trt.calibrators.bits import W8A8
 from qvd_trt.calibrators.ort_session import open_session
 from qvd_trt.calibrators.plan import ActivationQuant, DensePlan, LayerQuant, QuantPlan
 from qvd_trt.calibrators.sites import Layer, Site
+from qvd_trt.export.apply_plan import fold_only
 from qvd_trt.export.graph.interface import read_signature
 from qvd_trt.export.graph.layers import find_layers, static_shape
 from qvd_trt.export.graph.sites import find_sites
 from qvd_trt.export.passes import fold_scri
-from qvd_trt.export.pipeline import fold_only
 from tests.export.calibrated import noise_feeds
 from tests.export.every_form import every_form_net
 from tests.export.graphs import GraphBuilder, prepared

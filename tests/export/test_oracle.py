@@ -17,8 +17,8 @@ from qvd_trt.calibrators.arrays import AnyArray
 from qvd_trt.calibrators.bits import Bits
 from qvd_trt.calibrators.ort_session import open_session
 from qvd_trt.calibrators.plan import DensePlan, QuantPlan
+from qvd_trt.export.apply_plan import ApplyOptions, apply_plan
 from qvd_trt.export.model_file import save_model
-from qvd_trt.export.pipeline import ApplyOptions, apply_plan
 from qvd_trt.export.targets import TARGETS, FloatType
 from tests.export.calibrated import Calibrated, calibrated_model
 from tests.export.every_form import every_form_net

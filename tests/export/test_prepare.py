@@ -14,8 +14,8 @@ from qvd_trt.calibrators.bits import W8A8
 from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.ort_session import open_session
 from qvd_trt.calibrators.plan import DensePlan, LayerQuant, QuantPlan, WeightQuant
+from qvd_trt.export.apply_plan import ApplyOptions, apply_plan, fold_only
 from qvd_trt.export.graph.layers import find_layers
-from qvd_trt.export.pipeline import ApplyOptions, apply_plan, fold_only
 from qvd_trt.export.targets import TARGETS, FloatType
 from tests.export.graphs import GraphBuilder, prepared
 

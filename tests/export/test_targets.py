@@ -23,9 +23,9 @@ from qvd_trt.calibrators.plan import QuantPlan
 from qvd_trt.calibrators.progress import SilentProgress
 from qvd_trt.calibrators.sites import LayerOp
 from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
+from qvd_trt.export.apply_plan import ApplyOptions, apply_plan
 from qvd_trt.export.graph.layers import find_layers
 from qvd_trt.export.model_file import load_model, save_model
-from qvd_trt.export.pipeline import ApplyOptions, apply_plan
 from qvd_trt.export.quantize_model import quantize_model
 from qvd_trt.export.request import QuantizeRequest
 from qvd_trt.export.scale_rounding import representable_scale

@@ -17,9 +17,9 @@ from qvd_trt.tools.engine.build_request import BuildRequest
 from qvd_trt.tools.engine.compile_process import compile_in_child
 from qvd_trt.tools.engine.compiler import CompileAnswer
 from qvd_trt.tools.engine.engine_layers import EngineLayer
-from qvd_trt.tools.engine.implicit_int8 import with_ranges
 from qvd_trt.tools.engine.node_precision import node_precisions
 from qvd_trt.tools.engine.onnx_file import OnnxFile, read_onnx
+from qvd_trt.tools.engine.qdq_to_ranges import with_ranges
 from qvd_trt.tools.engine.tensorrt_install import (
     RuntimeKind,
     TensorRTInstall,

@@ -36,7 +36,7 @@ class BuildPlan:
         optimization_level: TensorRT's builder optimization level.
         cublas: Whether TensorRT 8.6 may use cuBLAS and cuDNN.
         source: The user's file, where `model` was made of it.
-        ranges: ``{Conv node: range}`` of a build with dynamic ranges, see ``implicit_int8.py``;
+        ranges: ``{Conv node: range}`` of a build with dynamic ranges, see ``qdq_to_ranges.py``;
             None where the Q/DQ of the file say what is INT8.
         compute_capabilities: GPU generations of a TensorRT-RTX engine.
         notes: What the user should know of the choices.

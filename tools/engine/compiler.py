@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qvd_trt.tools.engine.build_plan import FIRST_ONLY_STRONGLY_TYPED, BuildPlan
-from qvd_trt.tools.engine.dynamic_ranges import set_ranges
 from qvd_trt.tools.engine.engine_layers import EngineLayer
 from qvd_trt.tools.engine.inspector_layers import inspector_layers
 from qvd_trt.tools.engine.onnx_file import node_name
 from qvd_trt.tools.engine.plugin import load_plugin
 from qvd_trt.tools.engine.rtx_log_layers import rtx_log_layers
+from qvd_trt.tools.engine.set_ranges import set_ranges
 from qvd_trt.tools.engine.tactic_sources import own_tactic_sources
 from qvd_trt.tools.engine.tensorrt_install import TensorRTInstall, find_tensorrt
 

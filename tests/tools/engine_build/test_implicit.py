@@ -24,11 +24,11 @@ from qvd_trt.tools.engine import build_engine, compiler
 from qvd_trt.tools.engine.build_plan import BuildPlan
 from qvd_trt.tools.engine.build_request import BuildRequest
 from qvd_trt.tools.engine.compiler import CompileAnswer
-from qvd_trt.tools.engine.dynamic_ranges import set_ranges
 from qvd_trt.tools.engine.engine_layers import EngineLayer
-from qvd_trt.tools.engine.implicit_int8 import MODEL, WEIGHTS, ImplicitInt8, write_implicit
 from qvd_trt.tools.engine.node_precision import FASTER, NO_RANGE, node_precisions
 from qvd_trt.tools.engine.onnx_file import read_onnx
+from qvd_trt.tools.engine.qdq_to_ranges import MODEL, WEIGHTS, ImplicitInt8, write_implicit
+from qvd_trt.tools.engine.set_ranges import set_ranges
 from qvd_trt.tools.engine.shape_ranges import parse_shape_range
 from qvd_trt.tools.engine.tensorrt_install import TensorRTInstall
 from tests.rtx.builder import build, int8_layers
