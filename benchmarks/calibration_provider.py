@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.pandigits_sampling import EXAMPLE
-from qvd_trt.calibrators.arrays import AnyArray
-from qvd_trt.calibrators.ort_session import CPU, CUDA
-from qvd_trt.calibrators.plan import DensePlan, QuantPlan
-from qvd_trt.calibrators.plan_file import load_plan
-from qvd_trt.calibrators.progress import SilentProgress
-from qvd_trt.export.apply_plan import ApplyOptions
-from qvd_trt.export.quantize_model import quantize_model
-from qvd_trt.export.request import QuantizeRequest
+from qvd_trt.export.apply import ApplyOptions
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.plan.plan_json import load_plan
+from qvd_trt.export.plan.quant_plan import DensePlan, QuantPlan
+from qvd_trt.export.progress import SilentProgress
+from qvd_trt.export.session import CPU, CUDA
 from qvd_trt.export.targets import TARGETS, FloatType
+from qvd_trt.tools.pipeline import quantize
+from qvd_trt.tools.request import QuantizeRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def difference(first: QuantPlan, second: QuantPlan) -> PlanDifference:
 def calibrate(providers: Sequence[str], folder: Path) -> tuple[QuantPlan, float]:
     """The plan of the shipped example, and the seconds of its calibration step."""
     output = folder / "model.onnx"
-    report = quantize_model(
+    report = quantize(
         QuantizeRequest(
             model=EXAMPLE / "model.onnx",
             output=output,

@@ -32,7 +32,7 @@ from benchmarks.pandigits_sampling import (
     paired_psnr,
     sample_clips,
 )
-from qvd_trt.calibrators.arrays import AnyArray, Float32Array
+from qvd_trt.export.arrays import AnyArray, Float32Array
 from qvd_trt.tools.engine.engine_session import EngineSession
 
 

@@ -17,25 +17,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 
-from qvd_trt.calibrators.arrays import AnyArray, Float64Array
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.ort_session import open_session
 from qvd_trt.calibrators.sources.samplers import (
     SPACINGS,
     TRAIN_STEPS,
     SamplerOptions,
     ddim_sampler,
 )
-from qvd_trt.calibrators.sources.signature import ModelSignature, TensorSpec
-from qvd_trt.calibrators.stats import TemporalFeatures
+from qvd_trt.calibrators.statistics.stats import TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
+from qvd_trt.calibrators.temporal.sweep import TemporalSweep
 from qvd_trt.calibrators.temporal.td_score import td_score
-from qvd_trt.export.graph.interface import read_signature
-from qvd_trt.export.graph.sites import find_sites
-from qvd_trt.export.model_file import load_model
+from qvd_trt.export.arrays import AnyArray, Float64Array
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.find_sites import find_sites
+from qvd_trt.export.graph.float_model import FloatModel
+from qvd_trt.export.graph.signature import TensorSpec
+from qvd_trt.export.model import open_model
+from qvd_trt.export.plan.sites import Site
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,53 +61,28 @@ class Score:
 Features = Mapping[str, TemporalFeatures]
 
 
-def temporal_sites(graph: ir.Graph, signature: ModelSignature) -> list[TemporalSite]:
+def temporal_sites(model: FloatModel) -> list[Site]:
     """Find the sites whose feature depends on the timestep alone.
 
     Raises:
         UserError: there is none.
     """
-    found = find_sites(graph, signature)
-    sites = []
-    for site in found.temporal:
-        if site.tensor in found.strict_temporal:
-            weights = tuple(
-                np.moveaxis(_initializer(graph, layer.weight), layer.in_axis, 0)
-                for layer in site.layers
-            )
-            sites.append(TemporalSite(site.tensor, weights))
+    found = find_sites(model)
+    sites = [site for site in found.temporal if site.tensor in found.strict_temporal]
     if not sites:
         raise UserError("no temporal feature of this model depends on the timestep alone")
     return sites
 
 
-def evaluate_features(
-    model: ir.Model,
-    signature: ModelSignature,
-    sites: Sequence[TemporalSite],
-    timesteps: Float64Array,
-) -> dict[str, TemporalFeatures]:
-    """Run the subgraph of the features at every timestep, batch 1.
-
-    Other graph inputs are read for their extents only, so they are fed as zeros of extent 1.
-    """
-    graph = ir.convenience.extract(
-        model.graph, [value.name or "" for value in model.graph.inputs], [s.tensor for s in sites]
+def with_weights(model: FloatModel, site: Site) -> TemporalSite:
+    """The site with the weights behind it."""
+    return TemporalSite(
+        site.tensor,
+        tuple(
+            np.moveaxis(model.weight(layer.weight).astype(np.float64), layer.in_axis, 0)
+            for layer in site.layers
+        ),
     )
-    extracted = ir.Model(graph, ir_version=model.ir_version)
-    proto: onnx.ModelProto = ir.to_proto(extracted)
-    session = open_session(proto)
-    taken = {value.name for value in session.get_inputs()}
-    feeds = {spec.name: _filled(spec, 0.0) for spec in signature.inputs if spec.name in taken}
-    rows: dict[str, list[AnyArray]] = {site.tensor: [] for site in sites}
-    for step in timesteps:
-        feeds[signature.timestep] = _filled(signature.input(signature.timestep), float(step))
-        for name, value in zip(rows, session.run(list(rows), feeds), strict=True):
-            rows[name].append(value.reshape(-1))
-    return {
-        name: TemporalFeatures(np.stack(values).astype(np.float32), timesteps)
-        for name, values in rows.items()
-    }
 
 
 def score_site(site: TemporalSite, test: TemporalFeatures, quantized: AnyArray) -> Score:
@@ -184,12 +158,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     started = time.perf_counter()
     try:
-        model = load_model(options.model)
-        signature = read_signature(model.graph)
-        sites = temporal_sites(model.graph, signature)
+        model = open_model(options.model)
+        found = temporal_sites(model)
+        sites = [with_weights(model, site) for site in found]
         sampler = ddim_sampler(SamplerOptions(steps=options.steps, spacing=options.spacing))
-        sampled = evaluate_features(model, signature, sites, np.sort(sampler.timesteps))
-        full = evaluate_features(model, signature, sites, np.arange(TRAIN_STEPS, dtype=np.float64))
+        sweep = TemporalSweep(model, found)
+        # Other inputs are read for their extents only.
+        template = {spec.name: _filled(spec, 0.0) for spec in model.signature.inputs}
+        sampled = sweep.run(template, np.sort(sampler.timesteps))
+        full = sweep.run(template, np.arange(TRAIN_STEPS, dtype=np.float64))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -201,12 +178,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
     return 0
-
-
-def _initializer(graph: ir.Graph, name: str) -> Float64Array:
-    tensor = graph.initializers[name].const_value
-    assert tensor is not None
-    return tensor.numpy().astype(np.float64)
 
 
 def _filled(spec: TensorSpec, value: float) -> AnyArray:

@@ -30,14 +30,14 @@ from benchmarks.pandigits_sampling import (
 )
 from benchmarks.stressed_twin import stressed_twin
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
-from qvd_trt.calibrators.bits import Bits
-from qvd_trt.calibrators.progress import SilentProgress
-from qvd_trt.export.apply_plan import ApplyOptions
-from qvd_trt.export.model_file import load_model, save_model
-from qvd_trt.export.passes.lower_precision import LowerPrecision
-from qvd_trt.export.quantize_model import quantize_model
-from qvd_trt.export.request import QuantizeRequest
+from qvd_trt.export.apply import ApplyOptions
+from qvd_trt.export.model import open_model, save_model
+from qvd_trt.export.passes.precision.lower_precision import LowerPrecision
+from qvd_trt.export.plan.quant_plan import Bits
+from qvd_trt.export.progress import SilentProgress
 from qvd_trt.export.targets import TARGETS, FloatType
+from qvd_trt.tools.pipeline import quantize
+from qvd_trt.tools.request import QuantizeRequest
 
 FLOOR = "fp16"
 
@@ -137,11 +137,11 @@ def _write_variant(
     float_model: Path, output: Path, bits: str, algorithm: str, stats: Path
 ) -> float | None:
     if algorithm == FLOOR:
-        lowered = load_model(float_model).clone()
+        lowered = open_model(float_model).prepared.clone()
         LowerPrecision("fp16")(lowered)
         save_model(lowered, output)
         return None
-    report = quantize_model(
+    report = quantize(
         QuantizeRequest(
             model=float_model,
             output=output,
@@ -187,7 +187,7 @@ def main() -> None:
         for model in options.models:
             float_model = EXAMPLE / "model.onnx"
             if model == "stressed":
-                twin, _ = stressed_twin(load_model(float_model), sigma=1.5, seed=0)
+                twin, _ = stressed_twin(open_model(float_model), sigma=1.5, seed=0)
                 float_model = folder / "stressed.onnx"
                 save_model(twin, float_model)
             measure(model, float_model, request, variants, folder, report)

@@ -1,1 +1,1 @@
-"""Calibration: the data types, sources of calibration inputs, statistics and solvers."""
+"""Makes a plan: sources of calibration calls, statistics, algorithms, temporal codebooks."""

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from qvd_trt.calibrators.algorithms.base import Algorithm
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
-from qvd_trt.calibrators.arrays import AnyArray, Float32Array
-from qvd_trt.calibrators.bits import FLOAT_BITS, Bits
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.plan import DensePlan, LayerQuant, QuantPlan, TemporalPlan
-from qvd_trt.calibrators.sites import KeptLayer, Layer, LayerOp, Site
-from qvd_trt.calibrators.stats import ActivationStats
+from qvd_trt.calibrators.statistics.stats import ActivationStats
 from qvd_trt.calibrators.temporal.solve_temporal_site import solve_temporal_site
-from qvd_trt.calibrators.weight_layout import canonical_weight
-
-MIN_ROWS_PER_CALL = 16
-"""A linear layer that reads fewer rows per call is a matrix-vector product: faster in float."""
+from qvd_trt.export.arrays import AnyArray, Float32Array
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.plan.fold_math import canonical_weight
+from qvd_trt.export.plan.quant_plan import (
+    FLOAT_BITS,
+    Bits,
+    DensePlan,
+    LayerQuant,
+    QuantPlan,
+    TemporalPlan,
+)
+from qvd_trt.export.plan.sites import (
+    MIN_ROWS_PER_CALL,
+    GraphSites,
+    KeptLayer,
+    Layer,
+    LayerOp,
+    Site,
+)
 
 TEMPORAL_FLOAT = "float"
 """As a temporal quantizer: leave the temporal sites in high precision."""
@@ -43,9 +53,7 @@ class SolveOptions:
 
 
 def solve(
-    dense: Sequence[Site],
-    temporal: Sequence[Site],
-    kept: Sequence[KeptLayer],
+    sites: GraphSites,
     stats: ActivationStats,
     read_weight: Callable[[str], AnyArray],
     options: SolveOptions,
@@ -54,9 +62,7 @@ def solve(
     """Solve every site.
 
     Args:
-        dense: Sites with a uniform grid.
-        temporal: Sites with a codebook.
-        kept: Layers already known to stay float.
+        sites: What is quantized, and the layers already known to stay float.
         stats: Statistics of these sites.
         read_weight: Returns an initializer by name; called once per layer and not held.
         options: The user's decisions.
@@ -65,9 +71,9 @@ def solve(
     Raises:
         UserError: the statistics lack a site, or rows that the algorithm needs.
     """
-    all_kept = list(kept)
+    all_kept = list(sites.kept)
     dense_plans = []
-    for site in dense:
+    for site in sites.dense:
         site, narrow = _without_gemv(site, stats)
         all_kept += narrow
         if site.layers:
@@ -78,7 +84,7 @@ def solve(
                 dense_plans.append(plan)
         progress()
     temporal_plans: list[TemporalPlan] = []
-    for site in temporal:
+    for site in sites.temporal:
         if options.temporal_quantizer == TEMPORAL_FLOAT or options.bits.activation == FLOAT_BITS:
             all_kept += [
                 KeptLayer(layer.name, layer.op.value, "temporal site, kept float")

@@ -1,1 +1,1 @@
-"""From a float ONNX denoiser and a quantization plan to a QDQ ONNX model."""
+"""The contract: the float model, sites, the plan, and from both to a QDQ ONNX model."""

@@ -9,7 +9,6 @@ import contextlib
 import inspect
 import logging
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,12 +24,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.export.graph.module_path import NAME_SCOPES
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.files import written_together
+from qvd_trt.export.graph.find_layers import NAME_SCOPES
+from qvd_trt.export.model import (
+    INLINE_LIMIT_BYTES,
+    data_path,
+    needs_external_data,
+    save_model,
+)
 from qvd_trt.export.torch_patches import ExportableCalls
-
-EXTERNAL_DATA_THRESHOLD = 2_000_000_000
-"""Bytes of initializers above which they go to a file beside the model (protobuf ends at 2 GiB)."""
 
 
 class ExportError(UserError):
@@ -81,7 +84,7 @@ def export_denoiser(
     output_names: Sequence[str] = ("out",),
     verify_inputs: Sequence[Mapping[str, Tensor]] = (),
     tolerance: float = 1e-3,
-    external_data_threshold: int = EXTERNAL_DATA_THRESHOLD,
+    external_data_threshold: int = INLINE_LIMIT_BYTES,
 ) -> ExportReport:
     """Write `module` to `path` as ONNX, after checking it in ONNX Runtime against torch.
 
@@ -109,25 +112,15 @@ def export_denoiser(
         _require_dynamic(model, dynamic_dims)
         _strip_metadata(model)
 
-        weights = [
-            v.const_value for v in model.graph.initializers.values() if v.const_value is not None
-        ]
-        external = sum(w.nbytes for w in weights) > external_data_threshold
-        data_name = f"{path.name}.data" if external else None
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-            written = Path(scratch, path.name)
-            ir.save(model, written, external_data=data_name)
+        external = needs_external_data(model, external_data_threshold)
+        with written_together(path) as staged:
+            save_model(model, staged, external=external)
             checks = _verify(
-                module, written, (example_inputs, *verify_inputs), output_names, tolerance
+                module, staged, (example_inputs, *verify_inputs), output_names, tolerance
             )
-            if data_name is not None:
-                Path(scratch, data_name).replace(path.with_name(data_name))
-            written.replace(path)
     return ExportReport(
         path=path,
-        external_data=None if data_name is None else path.with_name(data_name),
+        external_data=data_path(path) if external else None,
         opset=opset,
         inputs={v.name or "": _shape(v) for v in model.graph.inputs},
         outputs={v.name or "": _shape(v) for v in model.graph.outputs},

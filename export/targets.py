@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.errors import UserError
 
 
 class FloatType(str, Enum):

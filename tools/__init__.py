@@ -1,1 +1,1 @@
-"""The commands: argument parsing, progress and reports."""
+"""Strings the stages together; engines, validation, drop-in denoisers, and the commands."""

@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.errors import UserError
 from qvd_trt.tools.engine.tensorrt_install import Version, parse_version
 
 EPILOG = """\

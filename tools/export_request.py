@@ -8,15 +8,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
-from qvd_trt.calibrators.bits import W8A8, Bits
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.ort_session import CPU, CUDA
-from qvd_trt.calibrators.plan_file import load_plan
 from qvd_trt.calibrators.solve import TEMPORAL_FLOAT
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
-from qvd_trt.export.apply_plan import ApplyOptions
-from qvd_trt.export.request import QuantizeRequest
+from qvd_trt.export.apply import ApplyOptions
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.plan.plan_json import load_plan
+from qvd_trt.export.plan.quant_plan import W8A8, Bits
+from qvd_trt.export.session import CPU, CUDA
 from qvd_trt.export.targets import TARGETS, FloatType, HtdqForm, choose_float_type
+from qvd_trt.tools.request import QuantizeRequest
 from qvd_trt.tools.sampling_options import read_sampling
 
 PROVIDERS = {"cpu": CPU, "cuda": CUDA}

@@ -7,7 +7,7 @@ from collections import Counter
 from rich.console import Console
 from rich.filesize import decimal
 
-from qvd_trt.export.report import QuantizationReport
+from qvd_trt.tools.report import QuantizationReport
 from qvd_trt.tools.text_tables import print_labelled, print_table
 
 REASONS_SHOWN = 8

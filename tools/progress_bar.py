@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from qvd_trt.calibrators.progress import Advance
+from qvd_trt.export.progress import Advance
 
 SPEED_PERIOD = 3600.0
 """Seconds over which the speed is averaged; one call of a large model may take minutes."""

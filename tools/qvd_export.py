@@ -11,7 +11,7 @@ from qvd_trt.tools.command_line import EXIT_OK, run_command
 from qvd_trt.tools.export_options import build_parser
 
 if TYPE_CHECKING:
-    from qvd_trt.export.request import QuantizeRequest
+    from qvd_trt.tools.request import QuantizeRequest
 
 NAME = "qvd-export"
 
@@ -26,13 +26,13 @@ def _export(options: argparse.Namespace) -> int:
     # Imported here so that --help and usage errors answer at once.
     from rich.console import Console
 
-    from qvd_trt.export.quantize_model import quantize_model
     from qvd_trt.tools.export_request import read_request
     from qvd_trt.tools.export_summary import print_summary
+    from qvd_trt.tools.pipeline import quantize
     from qvd_trt.tools.progress_bar import BarProgress
 
     request: QuantizeRequest = read_request(options)
-    report = quantize_model(request, BarProgress(Console(stderr=True)))
+    report = quantize(request, BarProgress(Console(stderr=True)))
     for warning in report.warnings:
         print(f"{NAME}: warning: {warning}", file=sys.stderr)
     if options.json:

@@ -31,7 +31,7 @@ def _validate(options: argparse.Namespace) -> int:
     # Imported here so that --help and usage errors answer at once.
     from rich.console import Console
 
-    from qvd_trt.calibrators.atomic_write import write_atomically
+    from qvd_trt.export.files import write_atomically
     from qvd_trt.tools.progress_bar import BarProgress
     from qvd_trt.tools.validate_summary import print_summary
     from qvd_trt.tools.validation.validate import validate

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.errors import UserError
 from qvd_trt.tools.sampling_options import add_sampling, first_given, read_sampling
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def read_request(options: argparse.Namespace) -> ValidationRequest:
     Raises:
         UserError: options that do not go together, or a wrong value.
     """
-    from qvd_trt.calibrators.ort_session import CPU, CUDA
+    from qvd_trt.export.session import CPU, CUDA
     from qvd_trt.tools.validation.recordings import RecordingPaths
     from qvd_trt.tools.validation.request import Limits, ValidationRequest
 

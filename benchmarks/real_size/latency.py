@@ -39,7 +39,7 @@ from benchmarks.real_size.engines import BuildOptions, TimedEngine, build_to, op
 from benchmarks.real_size.kernel_trace import KernelTrace
 from benchmarks.real_size.layer_report import HTDQ, INT8_PRODUCT, REFORMAT, layer_times, summarize
 from benchmarks.real_size.skeleton import SKELETONS, fill
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.errors import UserError
 
 VARIANTS = ("fp", "w8a8", "implicit", "modelopt", "plugin")
 REFERENCE = "fp"

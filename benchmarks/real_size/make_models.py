@@ -47,21 +47,20 @@ from onnxscript.optimizer import fold_constants
 from benchmarks.real_size.models import MODELS, RealSizeModel, Shapes
 from benchmarks.real_size.skeleton import SKELETONS, strip
 from benchmarks.real_size.widen import widen
-from qvd_trt.calibrators.arrays import AnyArray
-from qvd_trt.calibrators.ort_session import open_session
-from qvd_trt.calibrators.progress import SilentProgress
 from qvd_trt.calibrators.sources.calls import DenoiserCall
 from qvd_trt.calibrators.sources.self_sampling import SelfSampling, SelfSamplingOptions
-from qvd_trt.export.apply_plan import ApplyOptions
-from qvd_trt.export.graph.interface import read_signature
-from qvd_trt.export.model_file import load_model, save_model
-from qvd_trt.export.passes.lower_opset import LowerOpset
-from qvd_trt.export.passes.normalize_without_plugin import NormalizeWithoutPlugin
+from qvd_trt.export.apply import ApplyOptions
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.graph.signature import read_signature
+from qvd_trt.export.model import load_model, save_model
+from qvd_trt.export.passes.opset.lower_opset import LowerOpset
 from qvd_trt.export.passes.prepare import Prepare
-from qvd_trt.export.passes.whole_shapes import WholeShapes
-from qvd_trt.export.quantize_model import quantize_model
-from qvd_trt.export.request import QuantizeRequest, plan_path
+from qvd_trt.export.passes.tensorrt8 import NormalizeWithoutPlugin, WholeShapes
+from qvd_trt.export.progress import SilentProgress
+from qvd_trt.export.session import open_session
 from qvd_trt.export.targets import TARGETS, FloatType, HtdqForm
+from qvd_trt.tools.pipeline import quantize
+from qvd_trt.tools.request import QuantizeRequest, plan_path
 
 TRAJECTORIES, STEPS = 2, 2
 TRT8_OPSET = 17
@@ -139,7 +138,7 @@ def lower(
     save_model(model, target, external=True)
 
 
-def quantize(folder: Path) -> None:
+def write_w8a8(folder: Path) -> None:
     """Write our W8A8 files."""
     first, second = folder / "w8a8.onnx", folder / "w8a8_plugin.onnx"
     if not first.exists():
@@ -147,7 +146,7 @@ def quantize(folder: Path) -> None:
     _quantize(folder, second, HtdqForm.PLUGIN, plan=plan_path(first))
 
 
-def quantize_convolutions(folder: Path) -> None:
+def write_w8a8_convolutions(folder: Path) -> None:
     """Write the W8A8 file for a build with ranges, in which all but convolutions is float."""
     output = folder / "w8a8_implicit.onnx"
     plan = _existing(plan_path(output))
@@ -162,7 +161,7 @@ def _quantize(
     folder: Path, output: Path, form: HtdqForm, plan: Path | None, keep: Sequence[str] = ()
 ) -> None:
     calls = tuple(sorted((folder / "calls").glob("*.npz")))
-    report = quantize_model(
+    report = quantize(
         QuantizeRequest(
             model=folder / "float.onnx",
             output=output,
@@ -300,8 +299,8 @@ def main() -> None:
             "float17.onnx",
             lambda: lower(folder / "float.onnx", folder / "float17.onnx", TRT8_OPSET),
         ),
-        "ours": ("w8a8_plugin.onnx", lambda: quantize(folder)),
-        "implicit": ("w8a8_implicit.onnx", lambda: quantize_convolutions(folder)),
+        "ours": ("w8a8_plugin.onnx", lambda: write_w8a8(folder)),
+        "implicit": ("w8a8_implicit.onnx", lambda: write_w8a8_convolutions(folder)),
         "modelopt": (
             "modelopt.onnx",
             lambda: quantize_by_modelopt(model, folder, options.modelopt),

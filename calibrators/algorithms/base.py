@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
-from qvd_trt.calibrators.collect.request import StatisticsRequest
-from qvd_trt.calibrators.plan import DensePlan
+from qvd_trt.calibrators.statistics.request import StatisticsRequest
+from qvd_trt.export.plan.quant_plan import DensePlan
 
 
 class Algorithm(Protocol):

@@ -9,16 +9,21 @@ import numpy as np
 
 from qvd_trt.calibrators.algorithms.problem import (
     SiteProblem,
-    folded_weight,
     output_error,
     quantized_rows,
     reference_output,
 )
-from qvd_trt.calibrators.arrays import Float32Array
-from qvd_trt.calibrators.bits import FLOAT_BITS
-from qvd_trt.calibrators.plan import ActivationQuant, DensePlan, LayerQuant, WeightQuant
-from qvd_trt.calibrators.quantizers.weight_scales import absmax_grid, mse_grid
-from qvd_trt.calibrators.sites import Layer
+from qvd_trt.calibrators.weight_grids import absmax_grid, mse_grid
+from qvd_trt.export.arrays import Float32Array
+from qvd_trt.export.plan.fold_math import folded_weight
+from qvd_trt.export.plan.quant_plan import (
+    FLOAT_BITS,
+    ActivationQuant,
+    DensePlan,
+    LayerQuant,
+    WeightQuant,
+)
+from qvd_trt.export.plan.sites import Layer
 
 WeightGrid = Callable[[SiteProblem, Layer, ActivationQuant | None], WeightQuant]
 

@@ -9,8 +9,8 @@ import numpy as np
 from qvd_trt.calibrators.algorithms.layer_plans import mse_weights, plan_site
 from qvd_trt.calibrators.algorithms.minmax import MinMax
 from qvd_trt.calibrators.algorithms.problem import SiteProblem, quantized_rows
-from qvd_trt.calibrators.collect.request import StatisticsRequest
-from qvd_trt.calibrators.plan import ActivationQuant, DensePlan
+from qvd_trt.calibrators.statistics.request import StatisticsRequest
+from qvd_trt.export.plan.quant_plan import ActivationQuant, DensePlan
 
 CLIP_RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 

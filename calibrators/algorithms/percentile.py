@@ -8,10 +8,9 @@ import numpy as np
 
 from qvd_trt.calibrators.algorithms.layer_plans import absmax_weights, plan_site
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
-from qvd_trt.calibrators.bits import FLOAT_BITS
-from qvd_trt.calibrators.collect.request import StatisticsRequest
-from qvd_trt.calibrators.plan import ActivationQuant, DensePlan
-from qvd_trt.calibrators.quantizers.symmetric_scale import scale_for
+from qvd_trt.calibrators.statistics.request import StatisticsRequest
+from qvd_trt.export.plan.grid import scale_for
+from qvd_trt.export.plan.quant_plan import FLOAT_BITS, ActivationQuant, DensePlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qvd_trt.calibrators.arrays import Float32Array
-from qvd_trt.calibrators.bits import Bits
-from qvd_trt.calibrators.plan import ActivationQuant, WeightQuant
-from qvd_trt.calibrators.quantizers.symmetric_scale import activation_levels, quantize_dequantize
-from qvd_trt.calibrators.quantizers.weight_scales import fake_quantized
-from qvd_trt.calibrators.sites import Layer, Site
-from qvd_trt.calibrators.stats import SiteStats
-from qvd_trt.calibrators.weight_layout import per_input_channel
+from qvd_trt.calibrators.statistics.stats import SiteStats
+from qvd_trt.export.arrays import Float32Array
+from qvd_trt.export.plan.fold_math import folded_weight, reciprocal, shift_bias
+from qvd_trt.export.plan.grid import activation_levels, fake_quantized, quantize_dequantize
+from qvd_trt.export.plan.quant_plan import ActivationQuant, Bits, WeightQuant
+from qvd_trt.export.plan.sites import Layer, Site
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,41 +60,12 @@ def transformed_rows(rows: Float32Array, activation: ActivationQuant) -> Float32
     return rows
 
 
-def reciprocal(smooth: Float32Array) -> Float32Array:
-    """``1 / s`` in float32, the factor that the graph multiplies by."""
-    inverse: Float32Array = np.float32(1) / smooth
-    return inverse
-
-
 def quantized_rows(rows: Float32Array, activation: ActivationQuant) -> Float32Array:
     """``x'`` on its grid, ``[R, C, taps]``."""
     scale = np.asarray(activation.scale, np.float32)
     return quantize_dequantize(
         transformed_rows(rows, activation), scale, activation_levels(activation.bits)
     )
-
-
-def folded_weight(
-    layer: Layer, weight: Float32Array, activation: ActivationQuant | None
-) -> Float32Array:
-    """``W' = W diag(smooth)``, ``[N, C / groups, taps]`` (METHOD, SCRI)."""
-    if activation is None or activation.smooth is None:
-        return weight
-    return weight * per_input_channel(layer, activation.smooth)
-
-
-def shift_bias(
-    layer: Layer, weight: Float32Array, activation: ActivationQuant | None
-) -> Float32Array | None:
-    """``W z``, ``[N]``: what the folded bias gains; ``weight`` is the original one."""
-    if activation is None or activation.shift is None:
-        return None
-    gained: Float32Array = (
-        (weight * per_input_channel(layer, activation.shift))
-        .sum(axis=(1, 2), dtype=np.float64)
-        .astype(np.float32)
-    )
-    return gained
 
 
 def layer_output(layer: Layer, rows: Float32Array, weight: Float32Array) -> Float32Array:

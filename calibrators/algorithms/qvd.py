@@ -24,10 +24,9 @@ from qvd_trt.calibrators.algorithms.scri_scale import (
     mid_shift,
     smooth_scale,
 )
-from qvd_trt.calibrators.arrays import Float32Array
-from qvd_trt.calibrators.bits import FLOAT_BITS
-from qvd_trt.calibrators.collect.request import StatisticsRequest
-from qvd_trt.calibrators.plan import ActivationQuant, DensePlan
+from qvd_trt.calibrators.statistics.request import StatisticsRequest
+from qvd_trt.export.arrays import Float32Array
+from qvd_trt.export.plan.quant_plan import FLOAT_BITS, ActivationQuant, DensePlan
 
 ALPHAS = (0.35, 0.5, 0.65, 0.8, 1.0)
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from qvd_trt.calibrators.algorithms.layer_plans import absmax_weights, plan_site
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
 from qvd_trt.calibrators.algorithms.scri_scale import affine_grid, mid_shift
-from qvd_trt.calibrators.bits import FLOAT_BITS
-from qvd_trt.calibrators.collect.request import StatisticsRequest
-from qvd_trt.calibrators.plan import DensePlan
+from qvd_trt.calibrators.statistics.request import StatisticsRequest
+from qvd_trt.export.plan.quant_plan import FLOAT_BITS, DensePlan
 
 
 @dataclass(frozen=True, slots=True)

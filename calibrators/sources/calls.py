@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from qvd_trt.calibrators.arrays import AnyArray
+from qvd_trt.export.arrays import AnyArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)

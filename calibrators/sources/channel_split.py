@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qvd_trt.calibrators.arrays import Float32Array
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.arrays import Float32Array
+from qvd_trt.export.errors import UserError
 
 
 @dataclass(frozen=True, slots=True, eq=False)

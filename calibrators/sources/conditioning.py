@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qvd_trt.calibrators.arrays import AnyArray, Float32Array
-from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.sources.input_shapes import GivenShape, Shape, resolve_shapes
-from qvd_trt.calibrators.sources.signature import ModelSignature, TensorSpec
+from qvd_trt.export.arrays import AnyArray, Float32Array
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.signature import ModelSignature, TensorSpec
 
 UNCONDITIONAL = "uncond_"
 """Prefix of an array that replaces an input in the unconditional call of guidance."""

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.sources.signature import ModelSignature, TensorSpec
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.signature import ModelSignature, TensorSpec
 
 Shape = tuple[int, ...]
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
 from qvd_trt.calibrators.sources.polygraphy_json import feed_arrays
-from qvd_trt.calibrators.sources.signature import ModelSignature, check_inputs
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.signature import ModelSignature, check_inputs
 
 FUNCTION = "load_data"
 

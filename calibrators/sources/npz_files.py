@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from qvd_trt.calibrators.arrays import AnyArray
-from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
-from qvd_trt.calibrators.sources.signature import ModelSignature, check_inputs
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.signature import ModelSignature, check_inputs
 
 READ_ERRORS = (
     zipfile.BadZipFile,

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from qvd_trt.calibrators.arrays import AnyArray
-from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.sources.calls import CalibrationSource, Denoise, DenoiserCall
 from qvd_trt.calibrators.sources.loader_script import LoaderScript
 from qvd_trt.calibrators.sources.npz_files import NpzFiles
 from qvd_trt.calibrators.sources.polygraphy_json import PolygraphyJson
-from qvd_trt.calibrators.sources.signature import ModelSignature
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.signature import ModelSignature
 
 _KINDS = ".npz files, a folder of them, Polygraphy .json, or a .py script with load_data()"
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qvd_trt.calibrators.arrays import Float32Array, Float64Array
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.arrays import Float32Array, Float64Array
+from qvd_trt.export.errors import UserError
 
 TRAIN_STEPS = 1000
 """Length of the training schedule of every supported model family."""

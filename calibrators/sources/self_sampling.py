@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qvd_trt.calibrators.arrays import AnyArray, Float32Array
-from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
 from qvd_trt.calibrators.sources.channel_split import ChannelSplit
 from qvd_trt.calibrators.sources.conditioning import Conditioning
 from qvd_trt.calibrators.sources.samplers import Sampler, SamplerOptions, build_sampler
-from qvd_trt.calibrators.sources.signature import ModelSignature, TensorSpec, check_inputs
+from qvd_trt.export.arrays import AnyArray, Float32Array
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.signature import ModelSignature, TensorSpec, check_inputs
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qvd_trt.calibrators.arrays import Float32Array
-from qvd_trt.calibrators.bits import FLOAT_BITS, Bits
-from qvd_trt.calibrators.plan import Codebook, LayerQuant, TemporalPlan
-from qvd_trt.calibrators.quantizers.weight_scales import fake_quantized, mse_grid
-from qvd_trt.calibrators.sites import Layer, Site
-from qvd_trt.calibrators.sqnr import output_sqnr
-from qvd_trt.calibrators.stats import TemporalFeatures
+from qvd_trt.calibrators.statistics.stats import TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
 from qvd_trt.calibrators.temporal.td_score import td_score
+from qvd_trt.calibrators.weight_grids import mse_grid
+from qvd_trt.export.arrays import Float32Array
+from qvd_trt.export.metrics import sqnr
+from qvd_trt.export.plan.grid import fake_quantized
+from qvd_trt.export.plan.quant_plan import FLOAT_BITS, Bits, Codebook, LayerQuant, TemporalPlan
+from qvd_trt.export.plan.sites import Layer, Site
 
 BASELINE = "uniform"
 
@@ -69,4 +69,4 @@ def _plan_layer(
         used = fake_quantized(weight, grid)
     reference = feature @ weight[:, :, 0].T
     output = codebook(feature) @ used[:, :, 0].T
-    return LayerQuant(layer.name, grid, sqnr=round(output_sqnr(reference, output), 2))
+    return LayerQuant(layer.name, grid, sqnr=round(sqnr(reference, output), 2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from qvd_trt.calibrators.arrays import Float64Array
+from qvd_trt.export.arrays import Float64Array
 
 _CHUNK = 256
 """Rows of the distance matrix held at once."""

@@ -29,8 +29,8 @@ from examples.pandigits.onnx_sampling import (
     balanced_labels,
     load_tokens,
 )
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.ort_session import CPU, CUDA
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.session import CPU, CUDA
 from qvd_trt.tools.command_line import run_command
 from qvd_trt.tools.denoisers.graph_denoiser import GraphDenoiser
 from qvd_trt.tools.denoisers.ort_denoiser import OrtDenoiser

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qvd_trt.export.graph.layers import is_weight, static_shape
+from qvd_trt.export.graph.values import is_weight, static_shape
 
 
 @dataclass(frozen=True, slots=True)

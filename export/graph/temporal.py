@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qvd_trt.calibrators.sites import Layer
-from qvd_trt.calibrators.sources.signature import ModelSignature
-from qvd_trt.export.graph.dependence import input_dependence
-from qvd_trt.export.graph.layers import layer_input
+from qvd_trt.export.graph.float_model import FloatModel
+from qvd_trt.export.graph.signature import ModelSignature
+from qvd_trt.export.graph.values import input_dependence
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +29,20 @@ class TemporalPath:
     strict: frozenset[str]
 
 
-def find_temporal_path(
-    graph: ir.Graph, layers: Iterable[Layer], signature: ModelSignature
-) -> TemporalPath:
-    """Walk the graph from the timestep (METHOD: taint walk, strict and relaxed).
+def find_temporal_path(model: FloatModel) -> TemporalPath:
+    """Walk the graph from the timestep (docs/method.md#temporal-features).
 
     A tensor is temporal when it depends on the timestep and not on the latent. It may depend on
     other conditioning too (the relaxed rule: fps, guidance, pooled text), unless token sequences
     enter and leave a token axis: such tensors are activations like any other.
     """
-    dependence = input_dependence(graph)
-    nodes = {node.name: node for node in graph}
+    dependence = input_dependence(model.graph)
+    nodes, signature = model.nodes, model.signature
     temporal: dict[str, ir.Value] = {}
-    for layer in layers:
-        value = layer_input(nodes[layer.name])
-        if _is_temporal(value, dependence[value], nodes[layer.name], signature):
-            temporal[layer.name] = value
+    for name, layer in model.layers.items():
+        value = model.input_of(layer)
+        if _is_temporal(value, dependence[value], nodes[name], signature):
+            temporal[name] = value
     reached = {name: _temporal_layers_after(nodes[name], temporal) for name in temporal}
     trunk = frozenset(name for name, after in reached.items() if _is_trunk(name, after, reached))
     projections = frozenset(temporal) - trunk

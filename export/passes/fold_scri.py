@@ -7,23 +7,23 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from qvd_trt.calibrators.algorithms.problem import folded_weight, reciprocal, shift_bias
-from qvd_trt.calibrators.arrays import Float32Array
-from qvd_trt.calibrators.plan import ActivationQuant, DensePlan
-from qvd_trt.calibrators.sites import Layer
+from qvd_trt.export.arrays import Float32Array
 from qvd_trt.export.graph.affine_producer import (
     AffineConstant,
     AffineProducer,
     find_affine_producer,
 )
-from qvd_trt.export.passes.layer_edits import (
+from qvd_trt.export.graph.values import constant_array, nodes_by_name
+from qvd_trt.export.passes.edits import (
     add_initializer,
     add_to_bias,
-    constant_array,
     read_weight,
     replace_constant,
     write_weight,
 )
+from qvd_trt.export.plan.fold_math import folded_weight, reciprocal, shift_bias
+from qvd_trt.export.plan.quant_plan import ActivationQuant, DensePlan
+from qvd_trt.export.plan.sites import Layer
 
 
 class FoldScri(ir.passes.InPlacePass):
@@ -32,7 +32,7 @@ class FoldScri(ir.passes.InPlacePass):
     Weights and biases always take ``W' = W diag(s)``, ``b' = b + W z``. The activation side goes
     into the gamma and beta of a norm that only these layers read, else it becomes ``Sub, Mul``
     right before the layers. A shifted, zero-padded convolution pads before the shift
-    (METHOD, SCRI, "where it is folded").
+    (docs/method.md#folding).
     """
 
     def __init__(self, plans: Sequence[DensePlan], layers: Mapping[str, Layer]) -> None:
@@ -41,7 +41,7 @@ class FoldScri(ir.passes.InPlacePass):
         self._layers = layers
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        nodes = {node.name or "": node for node in model.graph}
+        nodes = nodes_by_name(model.graph)
         modified = False
         for plan in self._plans:
             activation = plan.activation

@@ -7,24 +7,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from qvd_trt.calibrators.arrays import Float32Array
-from qvd_trt.calibrators.plan import ActivationQuant, DensePlan, LayerQuant, TemporalPlan
-from qvd_trt.calibrators.quantizers.symmetric_scale import (
+from qvd_trt.export.arrays import Float32Array
+from qvd_trt.export.graph.values import nodes_by_name, static_shape
+from qvd_trt.export.passes.edits import add_initializer, add_to_bias, read_weight, replace_constant
+from qvd_trt.export.plan.fold_math import restored_weight
+from qvd_trt.export.plan.grid import (
     activation_levels,
     codes,
     quantize_dequantize,
+    representable_scale,
     weight_levels,
 )
-from qvd_trt.calibrators.sites import Layer
-from qvd_trt.calibrators.weight_layout import restored_weight
-from qvd_trt.export.graph.layers import static_shape
-from qvd_trt.export.passes.layer_edits import (
-    add_initializer,
-    add_to_bias,
-    read_weight,
-    replace_constant,
-)
-from qvd_trt.export.scale_rounding import representable_scale
+from qvd_trt.export.plan.quant_plan import ActivationQuant, DensePlan, LayerQuant, TemporalPlan
+from qvd_trt.export.plan.sites import Layer
 from qvd_trt.export.targets import ScaleType, WeightForm
 
 FULL_INT8 = (-128, 127)
@@ -54,7 +49,7 @@ class InsertQdq(ir.passes.InPlacePass):
         self._scale_type = scale_type
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        nodes = {node.name or "": node for node in model.graph}
+        nodes = nodes_by_name(model.graph)
         for plan in self._dense:
             quantized: dict[ir.Value, ir.Value] = {}
             for quant in plan.layers:

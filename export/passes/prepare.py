@@ -9,8 +9,8 @@ from onnx_ir.passes.common import (
     NameFixPass,
 )
 
-from qvd_trt.export.graph.layers import is_weight
-from qvd_trt.export.passes.layer_edits import add_initializer, constant_array
+from qvd_trt.export.graph.values import constant_array, is_weight
+from qvd_trt.export.passes.edits import add_initializer
 
 
 class Prepare(ir.passes.InPlacePass):

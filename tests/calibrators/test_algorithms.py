@@ -16,12 +16,9 @@ from hypothesis import strategies as st
 from qvd_trt.calibrators.algorithms.layer_plans import bias_correction
 from qvd_trt.calibrators.algorithms.problem import (
     SiteProblem,
-    folded_weight,
     layer_output,
     output_error,
-    reciprocal,
     reference_output,
-    shift_bias,
     transformed_rows,
 )
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
@@ -31,21 +28,8 @@ from qvd_trt.calibrators.algorithms.scri_scale import (
     smooth_scale,
     weight_reach,
 )
-from qvd_trt.calibrators.bits import W8A8, Bits
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.plan import ActivationQuant, DensePlan, QuantPlan, WeightQuant
-from qvd_trt.calibrators.quantizers.symmetric_scale import (
-    MIN_SCALE,
-    activation_levels,
-    codes,
-    quantize_dequantize,
-    scale_for,
-    weight_levels,
-)
-from qvd_trt.calibrators.quantizers.weight_scales import absmax_grid, fake_quantized, mse_grid
-from qvd_trt.calibrators.sites import KeptLayer, Layer, LayerOp, Site, SiteKind, Window
 from qvd_trt.calibrators.solve import TEMPORAL_FLOAT, SolveOptions, solve
-from qvd_trt.calibrators.stats import (
+from qvd_trt.calibrators.statistics.stats import (
     ActivationStats,
     ChannelRanges,
     SampleRows,
@@ -53,7 +37,34 @@ from qvd_trt.calibrators.stats import (
     TemporalFeatures,
 )
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
-from qvd_trt.calibrators.weight_layout import canonical_weight, per_input_channel, restored_weight
+from qvd_trt.calibrators.weight_grids import absmax_grid, mse_grid
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.plan.fold_math import (
+    canonical_weight,
+    folded_weight,
+    per_input_channel,
+    reciprocal,
+    restored_weight,
+    shift_bias,
+)
+from qvd_trt.export.plan.grid import (
+    MIN_SCALE,
+    activation_levels,
+    codes,
+    fake_quantized,
+    quantize_dequantize,
+    scale_for,
+    weight_levels,
+)
+from qvd_trt.export.plan.quant_plan import (
+    W8A8,
+    ActivationQuant,
+    Bits,
+    DensePlan,
+    QuantPlan,
+    WeightQuant,
+)
+from qvd_trt.export.plan.sites import KeptLayer, Layer, LayerOp, Site, SiteKind, Window
 
 Array = npt.NDArray[Any]
 PADDED = Window((3, 3), (1, 1), (1, 1), (1, 1), (1, 1))

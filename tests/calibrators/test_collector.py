@@ -11,70 +11,54 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
-from qvd_trt.calibrators.collect.cached_stats import check_belongs
-from qvd_trt.calibrators.collect.calibrate import CalibrationTarget, calibrate
-from qvd_trt.calibrators.collect.collector import StatisticsCollector
-from qvd_trt.calibrators.collect.request import (
+from qvd_trt.calibrators.calibrate import CalibrationOptions, calibrate
+from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
+from qvd_trt.calibrators.statistics.collector import (
     MAX_ROWS,
     MIN_ROWS,
-    StatisticsRequest,
-    memory_forecast,
+    StatisticsCollector,
     row_limit,
 )
-from qvd_trt.calibrators.collect.temporal_sweep import TemporalSweep, training_timesteps
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.ort_session import open_session
-from qvd_trt.calibrators.progress import SilentProgress
-from qvd_trt.calibrators.sites import Site, Window
-from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
-from qvd_trt.calibrators.sources.signature import ModelSignature
-from qvd_trt.calibrators.stats import ActivationStats, SampleRows
-from qvd_trt.export.graph.interface import read_signature
-from qvd_trt.export.graph.sites import GraphSites, find_sites
+from qvd_trt.calibrators.statistics.stats import ActivationStats, SampleRows
+from qvd_trt.calibrators.statistics.stats_file import check_belongs
+from qvd_trt.calibrators.temporal.sweep import TemporalSweep, training_timesteps
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.find_sites import find_sites
+from qvd_trt.export.graph.float_model import FloatModel
+from qvd_trt.export.graph.signature import ModelSignature
+from qvd_trt.export.model import open_model
+from qvd_trt.export.plan.sites import GraphSites, Site, Window
+from qvd_trt.export.progress import SILENT
+from qvd_trt.export.session import open_session
 from tests.export.calibrated import Calibrated, noise_feeds
-from tests.export.graphs import GraphBuilder, prepared
+from tests.export.graphs import GraphBuilder
 
 Array = npt.NDArray[Any]
-ROWS = StatisticsRequest(rows=True)
-NO_ROWS = StatisticsRequest(rows=False)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A float model with everything that a collector wants to know."""
+    """A float model and its sites."""
 
-    path: Path
-    signature: ModelSignature
+    model: FloatModel
     sites: GraphSites
 
-    def collector(
-        self, request: StatisticsRequest = ROWS, expected_calls: int | None = None
-    ) -> StatisticsCollector:
-        return StatisticsCollector(
-            self.path,
-            "sha256:subject",
-            self.signature,
-            self.sites.dense,
-            self.sites.temporal,
-            self.sites.all_layers,
-            request,
-            expected_calls=expected_calls,
-        )
+    @property
+    def path(self) -> Path:
+        return self.model.path
 
-    def target(self) -> CalibrationTarget:
-        return CalibrationTarget(
-            model=self.path,
-            model_hash="sha256:subject",
-            signature=self.signature,
-            dense=self.sites.dense,
-            temporal=self.sites.temporal,
-            strict_temporal=self.sites.strict_temporal,
-            all_layers=self.sites.all_layers,
-        )
+    @property
+    def signature(self) -> ModelSignature:
+        return self.model.signature
+
+    def collector(
+        self, *, rows: bool = True, expected_calls: int | None = None
+    ) -> StatisticsCollector:
+        return StatisticsCollector(self.model, self.sites, rows=rows, expected_calls=expected_calls)
 
     def collect(self, calls: Sequence[DenoiserCall], **options: Any) -> ActivationStats:
         collector = self.collector(**options)
@@ -91,7 +75,7 @@ class Subject:
         proto.graph.output.extend(
             helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted
         )
-        values = open_session(proto).run(wanted, dict(call.inputs))
+        values = open_session(ir.from_proto(proto)).run(wanted, dict(call.inputs))
         found = dict(zip(wanted, values, strict=True))
         return {**found, **{name: call.inputs[name] for name in tensors if name in inputs}}
 
@@ -141,9 +125,8 @@ def windows_net() -> onnx.ModelProto:
 
 def subject_of(model: onnx.ModelProto, path: Path, **save: Any) -> Subject:
     onnx.save(model, path, **save)
-    graph = prepared(path).graph
-    signature = read_signature(graph)
-    return Subject(path, signature, find_sites(graph, signature))
+    opened = open_model(path)
+    return Subject(opened, find_sites(opened))
 
 
 @pytest.fixture(scope="module")
@@ -316,11 +299,11 @@ class TestOrder:
 
 
 class TestPrediction:
-    @pytest.mark.parametrize("request_", [ROWS, NO_ROWS])
+    @pytest.mark.parametrize("rows", [True, False])
     def test_is_that_of_the_model_itself(
-        self, subject: Subject, calls: list[DenoiserCall], request_: StatisticsRequest
+        self, subject: Subject, calls: list[DenoiserCall], rows: bool
     ) -> None:
-        collector = subject.collector(request_)
+        collector = subject.collector(rows=rows)
         session = open_session(subject.path)
         for call in calls[:3]:
             expected = session.run(None, dict(call.inputs))[0]
@@ -341,7 +324,7 @@ class TestPrediction:
     def test_no_rows_when_none_are_asked_for(
         self, subject: Subject, calls: list[DenoiserCall], stats: ActivationStats
     ) -> None:
-        found = subject.collect(calls, request=NO_ROWS)
+        found = subject.collect(calls, rows=False)
         assert all(site.rows == {} for site in found.sites.values())
         for tensor, site in found.sites.items():
             np.testing.assert_array_equal(site.ranges.minimum, stats.sites[tensor].ranges.minimum)
@@ -389,8 +372,10 @@ def test_model_with_external_data(
         size_threshold=256,
     )
     assert path.stat().st_size < (tmp_path / "weights.bin").stat().st_size
-    assert_identical(replace(subject, path=path).collect(calls), stats)
-    sweep = TemporalSweep(path, subject.signature, subject.sites.temporal)
+    external = open_model(path)
+    again = replace(subject, model=external).collect(calls)
+    assert_identical(replace(again, model_hash=stats.model_hash), stats)
+    sweep = TemporalSweep(external, subject.sites.temporal)
     found = sweep.run(calls[0].inputs, np.array([501.0]))["act_2_out"]
     np.testing.assert_array_equal(found.values, stats.temporal["act_2_out"].values[1:2])
 
@@ -422,11 +407,15 @@ class TestRowLimit:
         assert MIN_ROWS < limit < MAX_ROWS
         assert limit * 4 * 1000 * taps <= 4 << 20
 
-    def test_forecast_is_an_upper_bound(self, subject: Subject, calls: list[DenoiserCall]) -> None:
+    def test_rows_are_bounded(self, subject: Subject, calls: list[DenoiserCall]) -> None:
         stats = subject.collect(calls, expected_calls=2)
         held = sum(s.values.nbytes for site in stats.sites.values() for s in site.rows.values())
-        assert 0 < held <= memory_forecast(subject.sites.dense, ROWS)
-        assert memory_forecast(subject.sites.dense, NO_ROWS) == 0
+        bound = sum(
+            4 * site.channels * window.taps * row_limit(site)
+            for site in subject.sites.dense
+            for window in site.windows
+        )
+        assert 0 < held <= bound
 
 
 @dataclass
@@ -452,9 +441,8 @@ class ListedCalls:
 
 class TestCalibrate:
     def run(self, subject: Subject, source: ListedCalls, *, sweep: bool = False) -> ActivationStats:
-        return calibrate(
-            subject.target(), source, ROWS, SilentProgress(), sweep_training_timesteps=sweep
-        )
+        options = CalibrationOptions(sweep_training_timesteps=sweep)
+        return calibrate(subject.model, subject.sites, source, options, SILENT)
 
     def test_every_fifth_call_of_one_trajectory_is_held_out(
         self, subject: Subject, calls: list[DenoiserCall]
@@ -507,20 +495,20 @@ class TestCalibrate:
             np.testing.assert_allclose(feature.values[int(timestep)], row, rtol=1e-5, atol=1e-6)
 
     def test_statistics_of_another_model(self, subject: Subject, stats: ActivationStats) -> None:
-        check_belongs(stats, subject.target(), Path("a.npz"))
-        other = replace(subject.target(), model_hash="sha256:other")
+        check_belongs(stats, subject.model, Path("a.npz"))
+        other = replace(stats, model_hash="sha256:other")
         with pytest.raises(UserError, match=r"a\.npz belongs to another model"):
-            check_belongs(stats, other, Path("a.npz"))
+            check_belongs(other, subject.model, Path("a.npz"))
 
 
 class TestTemporalSweep:
     def test_equals_the_whole_model(self, calibrated: Callable[[str], Calibrated]) -> None:
         model = calibrated("animatediff")
         (site,) = model.sites.temporal
-        subject = Subject(model.path, model.signature, model.sites)
+        subject = Subject(model.model, model.sites)
         steps = np.array([0.0, 17.0, 500.0, 999.0])
         template = model.feeds()
-        sweep = TemporalSweep(model.path, model.signature, [site])
+        sweep = TemporalSweep(model.model, [site])
         found = sweep.run(template, steps)[site.tensor]
         np.testing.assert_array_equal(found.timesteps, steps)
         for index, step in enumerate(steps):
@@ -534,20 +522,20 @@ class TestTemporalSweep:
     def test_does_not_run_the_denoiser(
         self, calibrated: Callable[[str], Calibrated], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from qvd_trt.calibrators.collect import temporal_sweep
+        from qvd_trt.calibrators.temporal import sweep
 
         model = calibrated("animatediff")
-        opened: list[onnx.ModelProto] = []
+        opened: list[ir.Model] = []
 
-        def spy(proto: onnx.ModelProto, *args: Any, **options: Any) -> Any:
-            opened.append(proto)
-            return open_session(proto, *args, **options)
+        def spy(part: ir.Model, *args: Any, **options: Any) -> Any:
+            opened.append(part)
+            return open_session(part, *args, **options)
 
-        monkeypatch.setattr(temporal_sweep, "open_session", spy)
-        TemporalSweep(model.path, model.signature, model.sites.temporal)
-        (proto,) = opened
-        assert len(proto.graph.node) < 0.1 * len(model.model.graph)
-        assert not any(node.op_type == "Conv" for node in proto.graph.node)
+        monkeypatch.setattr(sweep, "open_session", spy)
+        TemporalSweep(model.model, model.sites.temporal)
+        (part,) = opened
+        assert len(part.graph) < 0.1 * len(model.model.graph)
+        assert not any(node.op_type == "Conv" for node in part.graph)
 
     def test_training_timesteps(self) -> None:
         np.testing.assert_array_equal(training_timesteps(np.array([1.0, 901])), np.arange(1000))
@@ -562,10 +550,10 @@ def test_architectures_are_probed_without_a_change(
     """The prediction of every exported architecture, with probes on all of its sites."""
     for name in ("latte", "wan"):
         model = calibrated(name)
-        subject = Subject(model.path, model.signature, model.sites)
+        subject = Subject(model.model, model.sites)
         call = DenoiserCall(model.feeds(), 0, 0)
         expected = open_session(model.path).run(None, dict(call.inputs))[0]
-        found = subject.collector(ALGORITHMS["qvd"].requests()).observe(call)
+        found = subject.collector().observe(call)
         np.testing.assert_array_equal(found, expected)
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qvd_trt.calibrators.arrays import AnyArray
-from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.sources.calls import CalibrationSource, DenoiserCall
 from qvd_trt.calibrators.sources.loader_script import LoaderScript
 from qvd_trt.calibrators.sources.open_source import open_source
-from qvd_trt.calibrators.sources.signature import ModelSignature, TensorSpec
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.signature import ModelSignature, TensorSpec
 
 SIGNATURE = ModelSignature(
     inputs=(TensorSpec("sample", "float32", ("b", 3)), TensorSpec("timestep", "int64", ())),

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qvd_trt.calibrators.arrays import AnyArray
-from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.sources.calls import DenoiserCall
 from qvd_trt.calibrators.sources.npz_files import NpzFiles, read_npz
 from qvd_trt.calibrators.sources.open_source import open_source
-from qvd_trt.calibrators.sources.signature import ModelSignature, TensorSpec
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.signature import ModelSignature, TensorSpec
 
 SIGNATURE = ModelSignature(
     inputs=(

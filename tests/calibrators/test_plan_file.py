@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from qvd_trt.calibrators.bits import Bits
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.plan import (
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.plan.plan_json import load_plan, save_plan
+from qvd_trt.export.plan.quant_plan import (
     ActivationQuant,
+    Bits,
     Codebook,
     DensePlan,
     LayerQuant,
@@ -25,8 +26,7 @@ from qvd_trt.calibrators.plan import (
     TemporalPlan,
     WeightQuant,
 )
-from qvd_trt.calibrators.plan_file import load_plan, save_plan
-from qvd_trt.calibrators.sites import KeptLayer
+from qvd_trt.export.plan.sites import KeptLayer
 
 BIGGEST = float(np.finfo(np.float32).max)
 SMALLEST = float(np.finfo(np.float32).smallest_subnormal)

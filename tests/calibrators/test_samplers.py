@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qvd_trt.calibrators.arrays import Float32Array
-from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.sources.samplers import (
     SAMPLERS,
     Sampler,
     SamplerOptions,
     build_sampler,
 )
+from qvd_trt.export.arrays import Float32Array
+from qvd_trt.export.errors import UserError
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qvd_trt.calibrators.arrays import AnyArray
-from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.sources.calls import CalibrationSource, DenoiserCall
 from qvd_trt.calibrators.sources.input_shapes import parse_shapes
 from qvd_trt.calibrators.sources.samplers import SamplerOptions, build_sampler
 from qvd_trt.calibrators.sources.self_sampling import SelfSampling, SelfSamplingOptions
-from qvd_trt.calibrators.sources.signature import ModelSignature, TensorSpec, check_inputs
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.signature import ModelSignature, TensorSpec, check_inputs
 
 SAMPLE = TensorSpec("sample", "float32", ("batch", 4, "frames", 3))
 TIMESTEP = TensorSpec("timestep", "int64", ("batch",))

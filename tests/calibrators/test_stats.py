@@ -14,16 +14,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from qvd_trt.calibrators.arrays import Float32Array
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.stats import (
+from qvd_trt.calibrators.statistics.stats import (
     ActivationStats,
     ChannelRanges,
     SampleRows,
     SiteStats,
     TemporalFeatures,
 )
-from qvd_trt.calibrators.stats_file import load_stats, save_stats
+from qvd_trt.calibrators.statistics.stats_file import load_stats, save_stats
+from qvd_trt.export.arrays import Float32Array
+from qvd_trt.export.errors import UserError
 
 CHANNELS = 3
 WINDOWS = {"row": 1, "k3x3 s1x1 d1x1 p1x1-1x1": 9}

@@ -8,9 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from qvd_trt.calibrators.arrays import AnyArray
-from qvd_trt.calibrators.plan import Codebook
-from qvd_trt.calibrators.stats import TemporalFeatures
+from qvd_trt.calibrators.statistics.stats import TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS, weighted_values
 from qvd_trt.calibrators.temporal.codebooks.hidi import row_weights
 from qvd_trt.calibrators.temporal.codebooks.lloyd_max import weighted_lloyd
@@ -18,6 +16,8 @@ from qvd_trt.calibrators.temporal.codebooks.mu_law import best_mu_law
 from qvd_trt.calibrators.temporal.codebooks.table import codebook_from_levels
 from qvd_trt.calibrators.temporal.codebooks.weighted_values import collect
 from qvd_trt.calibrators.temporal.td_score import td_score
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.plan.quant_plan import Codebook
 
 NAMES = sorted(CODEBOOKS)
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from qvd_trt.calibrators.arrays import AnyArray
 from qvd_trt.calibrators.temporal.td_score import separation, td_score
+from qvd_trt.export.arrays import AnyArray
 
 
 def oracle(features: AnyArray, quantized: AnyArray, timesteps: AnyArray) -> float:

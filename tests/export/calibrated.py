@@ -7,23 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
-from qvd_trt.calibrators.arrays import AnyArray
-from qvd_trt.calibrators.bits import W8A8, Bits
-from qvd_trt.calibrators.collect.calibrate import CalibrationTarget, calibrate
-from qvd_trt.calibrators.plan import QuantPlan
-from qvd_trt.calibrators.progress import SilentProgress
+from qvd_trt.calibrators.calibrate import CalibrationOptions, calibrate
 from qvd_trt.calibrators.solve import SolveOptions, solve
 from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
-from qvd_trt.calibrators.sources.signature import ModelSignature
-from qvd_trt.calibrators.stats import ActivationStats
-from qvd_trt.export.graph.interface import read_signature
-from qvd_trt.export.graph.sites import GraphSites, find_sites
-from qvd_trt.export.model_file import model_hash
-from qvd_trt.export.passes.layer_edits import constant_array
-from tests.export.graphs import prepared
+from qvd_trt.calibrators.statistics.stats import ActivationStats
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.graph.find_sites import find_sites
+from qvd_trt.export.graph.float_model import FloatModel
+from qvd_trt.export.graph.signature import ModelSignature
+from qvd_trt.export.model import open_model
+from qvd_trt.export.plan.quant_plan import W8A8, Bits, QuantPlan
+from qvd_trt.export.plan.sites import GraphSites
+from qvd_trt.export.progress import SILENT
 
 Feeds = Mapping[str, AnyArray]
 
@@ -78,7 +75,7 @@ class Calibrated:
     """A float model, what was found in it, its statistics and a plan."""
 
     path: Path
-    model: ir.Model
+    model: FloatModel
     signature: ModelSignature
     sites: GraphSites
     stats: ActivationStats
@@ -91,46 +88,19 @@ class Calibrated:
     def replanned(self, algorithm: str, bits: Bits, temporal: str | None = None) -> QuantPlan:
         """Solve the same statistics otherwise."""
         chosen = ALGORITHMS[algorithm]
-        return solve(
-            self.sites.dense,
-            self.sites.temporal,
-            self.sites.kept,
-            self.stats,
-            lambda name: constant_array(self.model.graph.initializers[name]),
-            SolveOptions(bits, chosen, temporal or chosen.temporal_quantizer),
-        )
+        options = SolveOptions(bits, chosen, temporal or chosen.temporal_quantizer)
+        return solve(self.sites, self.stats, self.model.weight, options)
 
 
 def calibrated_model(
     path: Path, algorithm: str = "qvd", bits: Bits = W8A8, calls: int = 2
 ) -> Calibrated:
     """Calibrate the model of a file on noise and solve it."""
-    model = prepared(path)
-    signature = read_signature(model.graph)
-    sites = find_sites(model.graph, signature)
-    target = CalibrationTarget(
-        model=path,
-        model_hash=model_hash(path),
-        signature=signature,
-        dense=sites.dense,
-        temporal=sites.temporal,
-        strict_temporal=sites.strict_temporal,
-        all_layers=sites.all_layers,
-    )
-    stats = calibrate(
-        target,
-        NoiseCalls(signature, calls),
-        ALGORITHMS["qvd"].requests(),
-        SilentProgress(),
-        sweep_training_timesteps=False,
-    )
+    model = open_model(path)
+    sites = find_sites(model)
+    options = CalibrationOptions(rows=True)
+    stats = calibrate(model, sites, NoiseCalls(model.signature, calls), options, SILENT)
     chosen = ALGORITHMS[algorithm]
-    plan = solve(
-        sites.dense,
-        sites.temporal,
-        sites.kept,
-        stats,
-        lambda name: constant_array(model.graph.initializers[name]),
-        SolveOptions(bits, chosen, chosen.temporal_quantizer),
-    )
-    return Calibrated(path, model, signature, sites, stats, plan)
+    solving = SolveOptions(bits, chosen, chosen.temporal_quantizer)
+    plan = solve(sites, stats, model.weight, solving)
+    return Calibrated(path, model, model.signature, sites, stats, plan)

@@ -11,7 +11,12 @@ import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
 
-from qvd_trt.calibrators.arrays import AnyArray
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.find_layers import find_layers
+from qvd_trt.export.graph.float_model import FloatModel
+from qvd_trt.export.graph.signature import ModelSignature, TensorSpec, read_signature
+from qvd_trt.export.graph.values import nodes_by_name
 from qvd_trt.export.passes.prepare import Prepare
 
 Shape = Sequence[int | str]
@@ -142,3 +147,22 @@ def prepared(model: onnx.ModelProto | Path) -> ir.Model:
     loaded = ir.load(model) if isinstance(model, Path) else ir.from_proto(model)
     Prepare()(loaded)
     return loaded
+
+
+def opened(model: ir.Model) -> FloatModel:
+    """A prepared model as the stages take it; one without a timestep has an empty interface."""
+    try:
+        signature = read_signature(model.graph)
+    except UserError:
+        signature = ModelSignature((), TensorSpec("", "float32", ()), "", "")
+    layers, odd = find_layers(model.graph)
+    return FloatModel(
+        path=Path("in memory"),
+        files=(),
+        source=model,
+        prepared=model,
+        signature=signature,
+        layers={layer.name: layer for layer in layers},
+        odd_layers=tuple(odd),
+        nodes=nodes_by_name(model.graph),
+    )

@@ -11,7 +11,7 @@ import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import ShapeInferencePass
 
-from qvd_trt.calibrators.arrays import AnyArray
+from qvd_trt.export.arrays import AnyArray
 
 EXTENTS = {"batch": 2, "frames": 3, "height": 8, "width": 12, "tokens": 7}
 """Extents of the exported denoisers' symbolic axes."""

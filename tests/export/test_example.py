@@ -7,21 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
-from qvd_trt.calibrators.arrays import AnyArray
-from qvd_trt.calibrators.ort_session import open_session
-from qvd_trt.calibrators.plan import QuantPlan
-from qvd_trt.calibrators.plan_file import load_plan
-from qvd_trt.calibrators.progress import SilentProgress
-from qvd_trt.export.apply_plan import ApplyOptions, apply_plan, fold_only
-from qvd_trt.export.model_file import load_model, save_model
-from qvd_trt.export.passes.prepare import Prepare
-from qvd_trt.export.quantize_model import quantize_model
-from qvd_trt.export.report import QuantizationReport
-from qvd_trt.export.request import QuantizeRequest
+from qvd_trt.export.apply import ApplyOptions, apply_plan, fold_only
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.graph.float_model import FloatModel
+from qvd_trt.export.model import load_model, open_model, save_model
+from qvd_trt.export.plan.plan_json import load_plan
+from qvd_trt.export.plan.quant_plan import QuantPlan
+from qvd_trt.export.progress import SilentProgress
+from qvd_trt.export.session import open_session
 from qvd_trt.export.targets import TARGETS, FloatType
+from qvd_trt.tools.pipeline import quantize
+from qvd_trt.tools.report import QuantizationReport
+from qvd_trt.tools.request import QuantizeRequest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pandigits_unet"
 FORMS = [("trt", "fp16"), ("rtx", "fp16"), ("trt8", "fp32"), ("ort", "fp32")]
@@ -31,7 +30,7 @@ FORMS = [("trt", "fp16"), ("rtx", "fp16"), ("trt8", "fp32"), ("ort", "fp32")]
 class Outcome:
     """What one export of the example gave."""
 
-    model: ir.Model
+    model: FloatModel
     plan: QuantPlan
     report: QuantizationReport
     output: Path
@@ -48,9 +47,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         apply=ApplyOptions(TARGETS["ort"], FloatType.FP32),
         calibration=files,
     )
-    report = quantize_model(request, SilentProgress())
-    model = load_model(EXAMPLE / "model.onnx")
-    Prepare()(model)
+    report = quantize(request, SilentProgress())
+    model = open_model(EXAMPLE / "model.onnx")
     return Outcome(model, load_plan(output.with_suffix(".plan.json")), report, output)
 
 

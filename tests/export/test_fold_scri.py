@@ -13,18 +13,18 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qvd_trt.calibrators.bits import W8A8
-from qvd_trt.calibrators.ort_session import open_session
-from qvd_trt.calibrators.plan import ActivationQuant, DensePlan, LayerQuant, QuantPlan
-from qvd_trt.calibrators.sites import Layer, Site
-from qvd_trt.export.apply_plan import fold_only
-from qvd_trt.export.graph.interface import read_signature
-from qvd_trt.export.graph.layers import find_layers, static_shape
-from qvd_trt.export.graph.sites import find_sites
+from qvd_trt.export.apply import fold_only
+from qvd_trt.export.graph.find_layers import find_layers
+from qvd_trt.export.graph.find_sites import find_sites
+from qvd_trt.export.graph.signature import read_signature
+from qvd_trt.export.graph.values import static_shape
 from qvd_trt.export.passes import fold_scri
+from qvd_trt.export.plan.quant_plan import W8A8, ActivationQuant, DensePlan, LayerQuant, QuantPlan
+from qvd_trt.export.plan.sites import Layer, Site
+from qvd_trt.export.session import open_session
 from tests.export.calibrated import noise_feeds
 from tests.export.every_form import every_form_net
-from tests.export.graphs import GraphBuilder, prepared
+from tests.export.graphs import GraphBuilder, opened, prepared
 
 Array = npt.NDArray[Any]
 TOLERANCE = 1e-5
@@ -40,7 +40,7 @@ class TestForms:
         net.conv(x, 16, 16, (3, 3), "conv", pads=[1, 2, 0, 1])
         model = prepared(net.model({"conv_out": [2, 16, 4, 6]}))
         feeds = {"x": 3 + normal(2, 16, 5, 5)}
-        folded = fold_only(model, plan_for(model, "x", axis=1))
+        folded = fold_only(opened(model), plan_for(model, "x", axis=1))
         assert ops(folded) == ["Pad", "Sub", "Mul", "Conv"]
         before, after = run(model, feeds), run(folded, feeds)
         border = np.ones(before.shape, bool)
@@ -57,7 +57,7 @@ class TestForms:
         net.conv(x, 16, 16, (3, 3), "conv", pads=[1, 1, 1, 1])
         model = prepared(net.model({"conv_out": [2, 16, 5, 5]}))
         feeds = {"x": 3 + normal(2, 16, 5, 5)}
-        folded = fold_only(model, plan_for(model, "x", axis=1))
+        folded = fold_only(opened(model), plan_for(model, "x", axis=1))
         (pad,) = [node for node in folded.graph if node.op_type == "Pad"]
         pad.outputs[0].replace_all_uses_with(graph_input(folded))
         (conv,) = [node for node in folded.graph if node.op_type == "Conv"]
@@ -71,7 +71,7 @@ class TestForms:
         x = net.input("x", [2, 16, 5, 5])
         net.conv(x, 16, 16, (3, 3), "conv", pads=[1, 1, 1, 1])
         model = prepared(net.model({"conv_out": [2, 16, 5, 5]}))
-        folded = fold_only(model, plan_for(model, "x", axis=1, shift=False))
+        folded = fold_only(opened(model), plan_for(model, "x", axis=1, shift=False))
         assert ops(folded) == ["Mul", "Conv"]
         assert_same(model, folded, {"x": normal(2, 16, 5, 5)})
 
@@ -90,7 +90,9 @@ class TestForms:
         net.conv(x, 16, 32, kernel, "conv", **attributes)
         model = prepared(net.model({"conv_out": ["batch", 32, "h", "w"]}))
         assert_same(
-            model, fold_only(model, plan_for(model, "x", axis=1)), {"x": normal(2, 16, 8, 6)}
+            model,
+            fold_only(opened(model), plan_for(model, "x", axis=1)),
+            {"x": normal(2, 16, 8, 6)},
         )
 
     def test_convolution_over_time(self) -> None:
@@ -98,7 +100,7 @@ class TestForms:
         x = net.input("x", ["batch", 16, "frames", 3, 2])
         net.conv(x, 16, 16, (3, 1, 1), "conv", pads=[1, 0, 0, 1, 0, 0], bias=False)
         model = prepared(net.model({"conv_out": ["batch", 16, "frames", 3, 2]}))
-        folded = fold_only(model, plan_for(model, "x", axis=1))
+        folded = fold_only(opened(model), plan_for(model, "x", axis=1))
         assert_same(model, folded, {"x": normal(2, 16, 5, 3, 2)})
 
     def test_padded_convolution_and_shortcut_share_an_input(self) -> None:
@@ -108,7 +110,7 @@ class TestForms:
         short = net.conv(x, 16, 16, (1, 1), "short", bias=False)
         net.op("Add", wide, short, name="sum")
         model = prepared(net.model({"sum_out": [2, 16, 5, 5]}))
-        folded = fold_only(model, plan_for(model, "x", axis=1))
+        folded = fold_only(opened(model), plan_for(model, "x", axis=1))
         assert Counter(ops(folded)) == {"Pad": 1, "Sub": 2, "Mul": 2, "Conv": 2, "Add": 1}
         assert_same(model, folded, {"x": normal(2, 16, 5, 5)})
 
@@ -119,7 +121,7 @@ class TestForms:
         second = net.conv(x, 16, 16, (3, 3), "second", pads=[1, 1, 1, 1])
         net.op("Add", first, second, name="sum")
         model = prepared(net.model({"sum_out": [2, 16, 5, 5]}))
-        folded = fold_only(model, plan_for(model, "x", axis=1))
+        folded = fold_only(opened(model), plan_for(model, "x", axis=1))
         assert Counter(ops(folded)) == {"Pad": 1, "Sub": 1, "Mul": 1, "Conv": 2, "Add": 1}
         assert_same(model, folded, {"x": normal(2, 16, 5, 5)})
 
@@ -132,11 +134,11 @@ class TestForms:
         net.op("Sub", first, second, name="apart")
         model = prepared(net.model({"apart_out": [3, 16]}))
         feeds = {"x": normal(3, 16), "y": normal(3, 16, seed=1)}
-        one = fold_only(model, plan_for(model, "x", layers=["first"]))
+        one = fold_only(opened(model), plan_for(model, "x", layers=["first"]))
         assert_same(model, one, feeds)
         both = plan_for(model, "x", layers=["first"]), plan_for(model, "y", ["second"], seed=1)
         plan = replace(both[0], dense=both[0].dense + both[1].dense)
-        assert_same(model, fold_only(model, plan), feeds)
+        assert_same(model, fold_only(opened(model), plan), feeds)
 
     def test_weight_shared_within_a_site(self) -> None:
         net = GraphBuilder()
@@ -146,7 +148,7 @@ class TestForms:
         second = net.op("MatMul", x, weight, name="second")
         net.op("Mul", first, second, name="product")
         model = prepared(net.model({"product_out": [3, 16]}))
-        assert_same(model, fold_only(model, plan_for(model, "x")), {"x": normal(3, 16)})
+        assert_same(model, fold_only(opened(model), plan_for(model, "x")), {"x": normal(3, 16)})
 
     @pytest.mark.parametrize("transposed", [0, 1])
     @pytest.mark.parametrize("bias", [True, False])
@@ -157,7 +159,7 @@ class TestForms:
         operands = [net.weight("bias", 8)] if bias else []
         net.op("Gemm", x, weight, *operands, name="gemm", transB=transposed)
         model = prepared(net.model({"gemm_out": [3, 8]}))
-        folded = fold_only(model, plan_for(model, "x"))
+        folded = fold_only(opened(model), plan_for(model, "x"))
         assert ops(folded) == ["Sub", "Mul", "Gemm"]
         assert_same(model, folded, {"x": normal(3, 16)})
 
@@ -167,14 +169,14 @@ class TestForms:
         x = net.input("x", [3, 16])
         net.op("Gemm", x, net.weight("weight", 16, 8), net.weight("bias", *bias_shape), name="gemm")
         model = prepared(net.model({"gemm_out": [3, 8]}))
-        assert_same(model, fold_only(model, plan_for(model, "x")), {"x": normal(3, 16)})
+        assert_same(model, fold_only(opened(model), plan_for(model, "x")), {"x": normal(3, 16)})
 
     def test_matmul_takes_the_bias_of_the_add_behind_it(self) -> None:
         net = GraphBuilder()
         x = net.input("x", ["batch", 5, 16])
         y = net.linear(x, 16, 8, "linear")
         model = prepared(net.model({y: ["batch", 5, 8]}))
-        folded = fold_only(model, plan_for(model, "x"))
+        folded = fold_only(opened(model), plan_for(model, "x"))
         assert ops(folded) == ["Sub", "Mul", "MatMul", "Add"]
         assert_same(model, folded, {"x": normal(2, 5, 16)})
 
@@ -184,7 +186,7 @@ class TestForms:
         y = net.linear(x, 16, 8, "linear", bias=False)
         y = net.op("Sqrt", net.op("Abs", y, name="abs"), name="root")
         model = prepared(net.model({y: ["batch", 5, 8]}))
-        folded = fold_only(model, plan_for(model, "x"))
+        folded = fold_only(opened(model), plan_for(model, "x"))
         assert ops(folded) == ["Sub", "Mul", "MatMul", "Add", "Abs", "Sqrt"]
         assert_same(model, folded, {"x": normal(2, 5, 16)})
 
@@ -194,7 +196,7 @@ class TestForms:
         y = net.linear(x, 16, 8, "linear", bias=False)
         z = net.op("Add", y, net.weight("bias", 8), name="add")
         model = prepared(net.model({y: ["batch", 5, 8], z: ["batch", 5, 8]}))
-        folded = fold_only(model, plan_for(model, "x"))
+        folded = fold_only(opened(model), plan_for(model, "x"))
         assert [value.name for value in folded.graph.outputs] == [y, z]
         assert_same(model, folded, {"x": normal(2, 5, 16)})
 
@@ -205,7 +207,7 @@ class TestForms:
         y = net.linear(x, 16, 8, "linear", bias=False)
         z = net.op("Add", net.weight("operand", *shape), y, name="add")
         model = prepared(net.model({z: [2, 5, 8]}))
-        assert_same(model, fold_only(model, plan_for(model, "x")), {"x": normal(2, 5, 16)})
+        assert_same(model, fold_only(opened(model), plan_for(model, "x")), {"x": normal(2, 5, 16)})
 
     def test_matmul_whose_bias_is_shared(self) -> None:
         net = GraphBuilder()
@@ -223,7 +225,7 @@ class TestForms:
         net.op("Mul", *rows, name="product")
         model = prepared(net.model({"product_out": [3, 8]}))
         feeds = {"x": normal(3, 16), "y": normal(3, 16, seed=1)}
-        assert_same(model, fold_only(model, plan_for(model, "x")), feeds)
+        assert_same(model, fold_only(opened(model), plan_for(model, "x")), feeds)
 
     def test_norm_absorbs_the_map_of_query_key_value(self) -> None:
         net = GraphBuilder()
@@ -232,7 +234,7 @@ class TestForms:
         linears = [net.linear(normal_x, 16, 16, name, bias=name != "k") for name in "qkv"]
         net.op("Concat", *linears, name="qkv", axis=-1)
         model = prepared(net.model({"qkv_out": ["batch", 5, 48]}))
-        folded = fold_only(model, plan_for(model, normal_x))
+        folded = fold_only(opened(model), plan_for(model, normal_x))
         assert Counter(ops(folded)) == {
             "LayerNormalization": 1, "MatMul": 3, "Add": 3, "Concat": 1,
         }  # fmt: skip
@@ -245,7 +247,7 @@ class TestForms:
         linears = [net.linear(normal_x, 16, 16, name) for name in "qk"]
         net.op("Concat", *linears, name="qk", axis=-1)
         model = prepared(net.model({"qk_out": ["batch", 5, 32]}))
-        folded = fold_only(model, plan_for(model, normal_x, layers=["q"]))
+        folded = fold_only(opened(model), plan_for(model, normal_x, layers=["q"]))
         assert ops(folded)[:3] == ["LayerNormalization", "Sub", "Mul"]
         assert_same(model, folded, {"x": normal(2, 5, 16)})
 
@@ -262,7 +264,7 @@ class TestForms:
         ]  # fmt: skip
         net.op("Mul", *rows, name="product")
         model = prepared(net.model({"product_out": [3, 8]}))
-        folded = fold_only(model, plan_for(model, "x_norm_out"))
+        folded = fold_only(opened(model), plan_for(model, "x_norm_out"))
         assert "Sub" not in ops(folded)
         assert_same(model, folded, {"x": normal(3, 16), "y": normal(3, 16, seed=1)})
 
@@ -273,14 +275,14 @@ class TestForms:
         y = net.group_norm(x, 16, 4, ("batch", 16, 6, 6), "norm")
         net.conv(y, 16, 16, (3, 3), "conv", pads=[1, 1, 1, 1] if padded else [0, 0, 0, 0])
         model = prepared(net.model({"conv_out": ["batch", 16, "h", "w"]}))
-        folded = fold_only(model, plan_for(model, y, axis=1))
+        folded = fold_only(opened(model), plan_for(model, y, axis=1))
         assert ("Sub" in ops(folded)) == padded
         assert_same(model, folded, {"x": normal(2, 16, 6, 6)})
 
     def test_nothing_is_touched_without_a_map(self) -> None:
         model = prepared(every_form_net())
         plan = plan_for(model, "layer_norm_out", shift=False, smooth=False)
-        assert ops(fold_only(model, plan)) == ops(model)
+        assert ops(fold_only(opened(model), plan)) == ops(model)
 
 
 class TestEveryForm:
@@ -289,7 +291,7 @@ class TestEveryForm:
         model = prepared(every_form_net())
         plan = random_maps(sites_of(model), seed)
         assert len(plan.dense) == 7
-        folded = fold_only(model, plan)
+        folded = fold_only(opened(model), plan)
         onnx.checker.check_model(ir.to_proto(folded), full_check=True)
         signature = read_signature(model.graph)
         for batch in (1, 2):
@@ -299,7 +301,7 @@ class TestEveryForm:
     def test_the_model_itself_is_left_alone(self) -> None:
         model = prepared(every_form_net())
         before = ir.to_proto(model).SerializeToString(deterministic=True)
-        fold_only(model, random_maps(sites_of(model), 0))
+        fold_only(opened(model), random_maps(sites_of(model), 0))
         assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
@@ -320,7 +322,7 @@ class TestArchitectures:
         model = prepared(model_path(name))
         plan = random_maps(sites_of(model), seed=3)
         assert len(plan.dense) >= 12
-        folded = fold_only(model, plan)
+        folded = fold_only(opened(model), plan)
         sessions = session(model), session(folded)
         for extents in SHAPES[name]:
             feeds = noise_feeds(read_signature(model.graph), 1, extents)
@@ -339,7 +341,10 @@ class TestArchitectures:
         plan = replace(plan, dense=plan.dense[len(plan.dense) // 2 :][:1])
         monkeypatch.setattr(fold_scri, "folded_weight", lambda layer, weight, activation: weight)
         feeds = noise_feeds(read_signature(model.graph), 1, SHAPES[name][0])
-        assert difference(run(model, feeds), run(fold_only(model, plan), feeds)) > 20 * TOLERANCE
+        assert (
+            difference(run(model, feeds), run(fold_only(opened(model), plan), feeds))
+            > 20 * TOLERANCE
+        )
 
 
 class TestNegativeControls:
@@ -358,13 +363,13 @@ class TestNegativeControls:
     ) -> None:
         model = prepared(every_form_net())
         monkeypatch.setattr(fold_scri, part, broken)
-        folded = fold_only(model, random_maps(sites_of(model), 0))
+        folded = fold_only(opened(model), random_maps(sites_of(model), 0))
         feeds = noise_feeds(read_signature(model.graph), 0, {"batch": 2, "tokens": 5})
         assert difference(run(model, feeds), run(folded, feeds)) > 0.01
 
 
 def sites_of(model: ir.Model) -> Sequence[Site]:
-    return find_sites(model.graph, read_signature(model.graph)).dense
+    return find_sites(opened(model)).dense
 
 
 def random_maps(sites: Sequence[Site], seed: int) -> QuantPlan:
@@ -440,7 +445,7 @@ def graph_input(model: ir.Model) -> ir.Value:
 
 
 def session(model: ir.Model) -> Any:
-    return open_session(ir.to_proto(model))
+    return open_session(model)
 
 
 def run(model: ir.Model, feeds: Mapping[str, Array]) -> Array:

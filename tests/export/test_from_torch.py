@@ -23,7 +23,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from qvd_trt.export import from_torch  # noqa: E402
 from qvd_trt.export.from_torch import ExportError, export_denoiser  # noqa: E402
-from qvd_trt.export.graph.module_path import NAME_SCOPES  # noqa: E402
+from qvd_trt.export.graph.find_layers import NAME_SCOPES  # noqa: E402
 from qvd_trt.export.torch_patches import ExportableCalls  # noqa: E402
 from tests.models.architectures import ARCHITECTURES, Denoiser  # noqa: E402
 from tests.models.cache import exported  # noqa: E402

@@ -9,17 +9,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.sites import Layer, LayerOp, Site, Window
-from qvd_trt.calibrators.sources.signature import ModelSignature, TensorSpec
+from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.affine_producer import AffineProducer, find_affine_producer
-from qvd_trt.export.graph.dependence import input_dependence
-from qvd_trt.export.graph.interface import read_signature
-from qvd_trt.export.graph.layers import find_layers
-from qvd_trt.export.graph.module_path import NAME_SCOPES
-from qvd_trt.export.graph.sites import GraphSites, find_sites
+from qvd_trt.export.graph.find_layers import NAME_SCOPES, find_layers
+from qvd_trt.export.graph.find_sites import find_sites
+from qvd_trt.export.graph.signature import ModelSignature, TensorSpec, read_signature
+from qvd_trt.export.graph.values import input_dependence
+from qvd_trt.export.plan.sites import GraphSites, Layer, LayerOp, Site, Window
 from tests.export.every_form import every_form_net
-from tests.export.graphs import GraphBuilder, prepared
+from tests.export.graphs import GraphBuilder, opened, prepared
 
 
 class TestLayers:
@@ -602,7 +600,7 @@ def interface_graph(waves: int = 1, latents: int = 1) -> ir.Graph:
 
 
 def sites_of(model: ir.Model, keep: Sequence[str] = ()) -> GraphSites:
-    return find_sites(model.graph, read_signature(model.graph), keep)
+    return find_sites(opened(model), keep)
 
 
 def names(site: Site) -> list[str]:

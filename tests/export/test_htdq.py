@@ -11,13 +11,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qvd_trt.calibrators.bits import W8A8
-from qvd_trt.calibrators.ort_session import open_session
-from qvd_trt.calibrators.plan import Codebook, LayerQuant, QuantPlan, TemporalPlan
 from qvd_trt.calibrators.temporal.codebooks.table import codebook_from_levels
-from qvd_trt.export.apply_plan import ApplyOptions, apply_plan
+from qvd_trt.export.apply import ApplyOptions, apply_plan
+from qvd_trt.export.plan.quant_plan import W8A8, Codebook, LayerQuant, QuantPlan, TemporalPlan
+from qvd_trt.export.session import open_session
 from qvd_trt.export.targets import TARGETS, FloatType, HtdqForm
-from tests.export.graphs import GraphBuilder, prepared
+from tests.export.graphs import GraphBuilder, opened, prepared
 
 Array = npt.NDArray[Any]
 FORMS = [("ort", None), ("ort", HtdqForm.INLINE), ("trt", None), ("trt8", None)]
@@ -53,7 +52,7 @@ def emitted(
     model = prepared(net.model({"layer_out": shape, "other_out": shape}))
     plan = TemporalPlan("x", "hidi", table, (LayerQuant("layer", None),), 0.0, 1.0)
     options = ApplyOptions(TARGETS[target], FloatType.FP32, htdq_form=form)
-    return apply_plan(model, QuantPlan("sha256:x", W8A8, "qvd", (), (plan,), ()), options)
+    return apply_plan(opened(model), QuantPlan("sha256:x", W8A8, "qvd", (), (plan,), ()), options)
 
 
 def node_output(model: ir.Model, x: Array) -> Array:
@@ -66,7 +65,7 @@ def node_output(model: ir.Model, x: Array) -> Array:
     proto.graph.output.append(
         onnx.helper.make_tensor_value_info(read.name or "", onnx.TensorProto.FLOAT, None)
     )
-    found: Array = open_session(proto).run([read.name], {"x": x})[0]
+    found: Array = open_session(ir.from_proto(proto)).run([read.name], {"x": x})[0]
     return found
 
 
@@ -99,7 +98,7 @@ def test_inlined_where_no_type_is_declared() -> None:
         node.outputs[0].type = None
     plan = TemporalPlan("neg_out", "hidi", codebook(4), (LayerQuant("layer", None),), 0.0, 1.0)
     options = ApplyOptions(TARGETS["trt8"], FloatType.FP32)
-    found = apply_plan(model, QuantPlan("sha256:x", W8A8, "qvd", (), (plan,), ()), options)
+    found = apply_plan(opened(model), QuantPlan("sha256:x", W8A8, "qvd", (), (plan,), ()), options)
     assert "LessOrEqual" in {node.op_type for node in found.graph}
     assert "CastLike" not in {node.op_type for node in found.graph}
 

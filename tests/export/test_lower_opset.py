@@ -7,10 +7,10 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes import PreconditionError
 
-from qvd_trt.calibrators.arrays import AnyArray
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.export.passes.lower_opset import LowerOpset
-from qvd_trt.export.passes.raise_opset import RaiseOpset
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.passes.opset.lower_opset import LowerOpset
+from qvd_trt.export.passes.opset.raise_opset import RaiseOpset
 from tests.export import lower_graphs
 from tests.export.lower_graphs import random_feeds, run_in_onnx_runtime
 from tests.models.cache import exported

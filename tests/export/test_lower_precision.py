@@ -8,11 +8,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.export.passes import lower_precision
-from qvd_trt.export.passes.float32_nodes import out_of_range
-from qvd_trt.export.passes.lower_precision import LowerPrecision, lowered
-from qvd_trt.export.passes.raise_opset import RaiseOpset
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.passes.opset.raise_opset import RaiseOpset
+from qvd_trt.export.passes.precision import lower_precision
+from qvd_trt.export.passes.precision.float32_nodes import out_of_range
+from qvd_trt.export.passes.precision.lower_precision import LowerPrecision, lowered
 from tests.export.lower_graphs import (
     BF16,
     FLOAT,

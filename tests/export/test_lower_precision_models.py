@@ -6,11 +6,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.export.passes.float32_nodes import float32_nodes
-from qvd_trt.export.passes.lower_precision import LowerPrecision
-from qvd_trt.export.passes.lower_schema import infer_dtypes
-from qvd_trt.export.passes.raise_opset import RaiseOpset
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.passes.opset.raise_opset import RaiseOpset
+from qvd_trt.export.passes.opset.schema import infer_dtypes
+from qvd_trt.export.passes.precision.float32_nodes import float32_nodes
+from qvd_trt.export.passes.precision.lower_precision import LowerPrecision
 from tests.export.lower_graphs import (
     FLOAT,
     FP16,

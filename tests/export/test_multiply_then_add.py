@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qvd_trt.export.passes.multiply_then_add import MultiplyThenAdd
+from qvd_trt.export.passes.tensorrt8 import MultiplyThenAdd
 from tests.export.lower_graphs import graph, ops, run_in_onnx_runtime
 
 QUANTIZE = "q = QuantizeLinear(m, one, zero)\n y = DequantizeLinear(q, one, zero)"

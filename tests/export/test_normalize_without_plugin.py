@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qvd_trt.export.passes.normalize_without_plugin import NormalizeWithoutPlugin
+from qvd_trt.export.passes.tensorrt8 import NormalizeWithoutPlugin
 from tests.export.lower_graphs import graph, ops, run_in_onnx_runtime
 
 ONES, ZEROS = "float[3] s = {1, 1, 1}", "float[3] b = {0, 0, 0}"

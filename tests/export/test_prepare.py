@@ -10,14 +10,13 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from qvd_trt.calibrators.bits import W8A8
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.ort_session import open_session
-from qvd_trt.calibrators.plan import DensePlan, LayerQuant, QuantPlan, WeightQuant
-from qvd_trt.export.apply_plan import ApplyOptions, apply_plan, fold_only
-from qvd_trt.export.graph.layers import find_layers
+from qvd_trt.export.apply import ApplyOptions, apply_plan, fold_only
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.find_layers import find_layers
+from qvd_trt.export.plan.quant_plan import W8A8, DensePlan, LayerQuant, QuantPlan, WeightQuant
+from qvd_trt.export.session import open_session
 from qvd_trt.export.targets import TARGETS, FloatType
-from tests.export.graphs import GraphBuilder, prepared
+from tests.export.graphs import GraphBuilder, opened, prepared
 
 
 def as_other_exporters_write_it() -> onnx.ModelProto:
@@ -55,8 +54,8 @@ def test_tensor_names_and_function_are_kept() -> None:
     produced = {name for node in original.graph.node for name in node.output}
     assert {value.name for node in model.graph for value in node.outputs} <= produced
     x = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
-    (before,) = open_session(original).run(None, {"x": x})
-    (after,) = open_session(ir.to_proto(model)).run(None, {"x": x})
+    (before,) = open_session(ir.from_proto(original)).run(None, {"x": x})
+    (after,) = open_session(model).run(None, {"x": x})
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
 
 
@@ -84,8 +83,8 @@ class TestForeignPlans:
 
     def apply(self, model: ir.Model, site: DensePlan) -> None:
         plan = QuantPlan("sha256:x", W8A8, "qvd", (site,), (), ())
-        fold_only(model, plan)
-        apply_plan(model, plan, ApplyOptions(TARGETS["ort"], FloatType.FP32))
+        fold_only(opened(model), plan)
+        apply_plan(opened(model), plan, ApplyOptions(TARGETS["ort"], FloatType.FP32))
 
     def test_fitting_plan(self, model: ir.Model, site: DensePlan) -> None:
         self.apply(model, site)

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qvd_trt.export.passes.state_kernel_shapes import StateKernelShapes
+from qvd_trt.export.passes.tensorrt8 import StateKernelShapes
 from tests.export.graphs import GraphBuilder
 
 

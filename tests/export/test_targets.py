@@ -11,24 +11,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from qvd_trt.calibrators.bits import W8A8, Bits
-from qvd_trt.calibrators.collect import collector, temporal_sweep
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.ort_session import open_session
-from qvd_trt.calibrators.plan import QuantPlan
-from qvd_trt.calibrators.progress import SilentProgress
-from qvd_trt.calibrators.sites import LayerOp
 from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
-from qvd_trt.export.apply_plan import ApplyOptions, apply_plan
-from qvd_trt.export.graph.layers import find_layers
-from qvd_trt.export.model_file import load_model, save_model
-from qvd_trt.export.quantize_model import quantize_model
-from qvd_trt.export.request import QuantizeRequest
-from qvd_trt.export.scale_rounding import representable_scale
+from qvd_trt.calibrators.statistics import collector
+from qvd_trt.calibrators.temporal import sweep
+from qvd_trt.export.apply import ApplyOptions, apply_plan
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.find_layers import find_layers
+from qvd_trt.export.model import load_model, save_model
+from qvd_trt.export.plan.grid import representable_scale
+from qvd_trt.export.plan.quant_plan import W8A8, Bits, QuantPlan
+from qvd_trt.export.plan.sites import LayerOp
+from qvd_trt.export.progress import SilentProgress
+from qvd_trt.export.session import open_session
 from qvd_trt.export.targets import (
     TARGETS,
     FloatType,
@@ -36,9 +35,11 @@ from qvd_trt.export.targets import (
     ScaleType,
     choose_float_type,
 )
+from qvd_trt.tools.pipeline import quantize
+from qvd_trt.tools.request import QuantizeRequest
 from tests.export.calibrated import Calibrated, calibrated_model
 from tests.export.every_form import every_form_net
-from tests.export.graphs import GraphBuilder, prepared
+from tests.export.graphs import GraphBuilder, opened, prepared
 
 Array = npt.NDArray[Any]
 
@@ -319,7 +320,7 @@ class TestOpsets:
         model = prepared(net.unchecked({net.linear(x, 16, 16, "linear"): [2, 3, 16]}))
         plan = QuantPlan("sha256:x", W8A8, "qvd", (), (), ())
         options = ApplyOptions(TARGETS[target], FloatType(dtype))
-        return apply_plan(model, plan, options).opset_imports[""]
+        return apply_plan(opened(model), plan, options).opset_imports[""]
 
     @pytest.mark.parametrize(
         ("opset", "target", "dtype", "expected"),
@@ -385,12 +386,12 @@ class TestExternalData:
     ) -> None:
         probed: list[onnx.ModelProto] = []
 
-        def spy(proto: onnx.ModelProto, *args: Any, **options: Any) -> Any:
-            probed.append(proto)
-            return open_session(proto, *args, **options)
+        def spy(model: ir.Model, *args: Any, **options: Any) -> Any:
+            probed.append(ir.to_proto(model))
+            return open_session(model, *args, **options)
 
         monkeypatch.setattr(collector, "open_session", spy)
-        monkeypatch.setattr(temporal_sweep, "open_session", spy)
+        monkeypatch.setattr(sweep, "open_session", spy)
         before = {file.name: file.read_bytes() for file in source.parent.iterdir()}
         output = quantized(source, tmp_path / "out" / "model.onnx", training_timesteps=True)
 
@@ -439,7 +440,7 @@ def quantized(source: Path, output: Path, *, training_timesteps: bool = False) -
         ),
         training_timesteps=training_timesteps,
     )
-    quantize_model(request, SilentProgress())
+    quantize(request, SilentProgress())
     return output
 
 

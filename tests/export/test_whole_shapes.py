@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qvd_trt.export.passes.whole_shapes import WholeShapes
+from qvd_trt.export.passes.tensorrt8 import WholeShapes
 from tests.export.lower_graphs import graph, run_in_onnx_runtime
 
 CUTS = [

@@ -17,7 +17,13 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from qvd_trt.calibrators.plan import ActivationQuant, DensePlan, LayerQuant, QuantPlan, TemporalPlan
+from qvd_trt.export.plan.quant_plan import (
+    ActivationQuant,
+    DensePlan,
+    LayerQuant,
+    QuantPlan,
+    TemporalPlan,
+)
 
 Array = npt.NDArray[Any]
 DOMAIN = "oracle"

@@ -43,7 +43,7 @@ from pathlib import Path
 
 import onnx
 
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.errors import UserError
 from qvd_trt.tools.engine.build_plan import BuildPlan
 from qvd_trt.tools.engine.compile_process import compile_in_child
 from qvd_trt.tools.engine.engine_layers import EngineLayer

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 pytest.importorskip("tensorrt_rtx")
 
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.progress import SilentProgress
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.progress import SilentProgress
 from qvd_trt.tools.engine.build_engine import build_engine
 from qvd_trt.tools.engine.build_report import BuildReport
 from qvd_trt.tools.engine.build_request import BuildRequest

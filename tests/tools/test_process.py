@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.errors import UserError
 from qvd_trt.tools.command_line import run_command
 from tests.tools.command import FAST, Command, contents
 
@@ -109,7 +109,7 @@ def test_stopped_late(
     def stop(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(f"qvd_trt.export.quantize_model.{function}", stop)
+    monkeypatch.setattr(f"qvd_trt.tools.pipeline.{function}", stop)
     result = command("model.onnx", *FAST)
     assert result.code == code
     assert result.err.count("\n") == 1

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from qvd_trt.calibrators.bits import W8A8
-from qvd_trt.calibrators.sites import KeptLayer
-from qvd_trt.export.report import HeldOutScore, QuantizationReport, TemporalScore, WeakLayer
+from qvd_trt.export.plan.quant_plan import W8A8
+from qvd_trt.export.plan.sites import KeptLayer
 from qvd_trt.tools.export_summary import print_summary
 from qvd_trt.tools.progress_bar import BarProgress
+from qvd_trt.tools.report import HeldOutScore, QuantizationReport, TemporalScore, WeakLayer
 from tests.tools.command import FAST, Command
 
 REPORT = QuantizationReport(

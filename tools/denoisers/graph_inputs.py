@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.sources.signature import TensorSpec
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.signature import LATENT_NAMES, TIMESTEP_NAMES, TensorSpec
 from qvd_trt.tools.denoisers.torch_import import import_torch
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _SYNONYMS = (
-    ("sample", "hidden_states", "latent", "latents", "latent_model_input", "x"),
-    ("timestep", "timesteps", "t", "time"),
+    LATENT_NAMES,
+    TIMESTEP_NAMES,
     ("encoder_hidden_states", "context", "prompt_embeds"),
 )
 """Names that models of several families have for one argument."""

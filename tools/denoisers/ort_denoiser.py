@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.ort_session import CPU, cannot_run, open_session
-from qvd_trt.calibrators.sources.signature import TensorSpec
-from qvd_trt.export.graph.interface import read_signature
-from qvd_trt.export.model_file import load_model
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.signature import TensorSpec, read_signature
+from qvd_trt.export.model import load_model
+from qvd_trt.export.session import CPU, cannot_run, open_session
 from qvd_trt.tools.denoisers.graph_denoiser import GraphDenoiser
 from qvd_trt.tools.denoisers.torch_import import import_torch
 

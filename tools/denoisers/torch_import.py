@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.errors import UserError
 
 
 def import_torch() -> Any:

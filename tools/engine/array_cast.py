@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qvd_trt.calibrators.arrays import AnyArray
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.errors import UserError
 
 
 def cast_exactly(array: AnyArray, dtype: str, what: str) -> AnyArray:

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from qvd_trt.calibrators.atomic_write import write_atomically
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.progress import Progress
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.files import write_atomically
+from qvd_trt.export.progress import Progress
 from qvd_trt.tools.engine.build_plan import BuildPlan, plan_build
 from qvd_trt.tools.engine.build_report import BuildReport, count_layers
 from qvd_trt.tools.engine.build_request import BuildRequest

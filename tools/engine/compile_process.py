@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.errors import UserError
 from qvd_trt.tools.engine.build_plan import BuildPlan
 from qvd_trt.tools.engine.compiler import ERRORS_SHOWN, CompileAnswer
 from qvd_trt.tools.engine.tensorrt_install import product_label

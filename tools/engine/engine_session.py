@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from qvd_trt.calibrators.arrays import AnyArray
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.errors import UserError
 from qvd_trt.tools.engine.array_cast import cast_exactly
 from qvd_trt.tools.engine.plugin import load_plugin
 from qvd_trt.tools.engine.tensorrt_install import Runtime, TensorRTInstall, find_tensorrt

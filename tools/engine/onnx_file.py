@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.errors import UserError
 
 Dim = int | str
 

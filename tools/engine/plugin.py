@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.errors import UserError
 from qvd_trt.tools.engine.build_request import BuildRequest
 from qvd_trt.tools.engine.onnx_file import HtdqUse, OnnxFile
 from qvd_trt.tools.engine.tensorrt_install import RuntimeKind, Version, product_label

@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from onnx import external_data_helper, numpy_helper
 
-from qvd_trt.calibrators.arrays import AnyArray, Float32Array
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.quantizers.symmetric_scale import activation_levels, quantize_dequantize
+from qvd_trt.export.arrays import AnyArray, Float32Array
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.plan.grid import activation_levels, quantize_dequantize
 from qvd_trt.tools.engine.build_plan import BuildPlan
 from qvd_trt.tools.engine.onnx_file import node_name
 

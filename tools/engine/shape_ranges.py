@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.errors import UserError
 from qvd_trt.tools.engine.onnx_file import Dim, ModelInput
 
 Shape = tuple[int, ...]

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal
 
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.errors import UserError
 
 Runtime = Literal["auto", "tensorrt", "rtx"]
 RuntimeKind = Literal["tensorrt", "rtx"]

@@ -10,21 +10,23 @@ from pathlib import Path
 
 import numpy as np
 
-from qvd_trt.calibrators.arrays import AnyArray, Float32Array
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.progress import Progress
 from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
 from qvd_trt.calibrators.sources.channel_split import ChannelSplit
 from qvd_trt.calibrators.sources.samplers import Sampler
 from qvd_trt.calibrators.sources.self_sampling import SelfSampling, SelfSamplingOptions
-from qvd_trt.calibrators.sources.signature import ModelSignature
-from qvd_trt.tools.validation.measure import as_float32, measure_error, psnr
+from qvd_trt.export.arrays import AnyArray, Float32Array
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.signature import ModelSignature
+from qvd_trt.export.metrics import psnr
+from qvd_trt.export.progress import Progress
 from qvd_trt.tools.validation.report import (
     CallErrors,
     Comparison,
     ErrorMeasure,
     FinalLatent,
     FreeRunReport,
+    as_float32,
+    measure_error,
 )
 
 OnState = Callable[[int, int, Float32Array], None]
@@ -160,7 +162,9 @@ class _Results:
         errors = self.states.setdefault((sample, step), {})
         errors[comparison.name] = measure_error(reference, state, comparison)
         # Steps come in order, so that the last step's stays.
-        self.latest_psnr.setdefault(sample, {})[comparison.name] = psnr(reference, state)
+        self.latest_psnr.setdefault(sample, {})[comparison.name] = psnr(
+            reference, state, float(np.ptp(reference))
+        )
 
     def report(self, sampling: str, sampler: Sampler) -> FreeRunReport:
         states = tuple(

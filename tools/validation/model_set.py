@@ -10,9 +10,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.sources.calls import Denoise
-from qvd_trt.calibrators.sources.signature import ModelSignature
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.signature import ModelSignature
 from qvd_trt.tools.engine.engine_session import EngineSession
 from qvd_trt.tools.validation.models import (
     EngineModel,

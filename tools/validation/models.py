@@ -7,18 +7,17 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qvd_trt.calibrators.arrays import Float32Array
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.ort_session import open_session, run_session
 from qvd_trt.calibrators.sources.calls import DenoiserCall
-from qvd_trt.calibrators.sources.signature import ModelSignature
-from qvd_trt.export.graph.interface import read_signature
-from qvd_trt.export.model_file import load_model, save_model
-from qvd_trt.export.passes.lower_precision import LowerPrecision
+from qvd_trt.export.arrays import Float32Array
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.signature import ModelSignature, read_signature
+from qvd_trt.export.model import load_model, save_model
+from qvd_trt.export.passes.precision.lower_precision import LowerPrecision
 from qvd_trt.export.passes.prepare import Prepare
+from qvd_trt.export.session import open_session, run_session
 from qvd_trt.tools.engine.array_cast import cast_exactly
 from qvd_trt.tools.engine.engine_session import EngineSession
-from qvd_trt.tools.validation.measure import as_float32
+from qvd_trt.tools.validation.report import as_float32
 
 _LOW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 

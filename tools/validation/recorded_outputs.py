@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from qvd_trt.calibrators.arrays import AnyArray, Float32Array
-from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.sources.calls import DenoiserCall
-from qvd_trt.tools.validation.measure import as_float32
-from qvd_trt.tools.validation.report import ENGINE
+from qvd_trt.export.arrays import AnyArray, Float32Array
+from qvd_trt.export.errors import UserError
+from qvd_trt.tools.validation.report import ENGINE, as_float32
 
 _KINDS = "give files of trtexec --exportOutput, one per call, or of polygraphy run --save-outputs"
 

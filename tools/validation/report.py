@@ -1,12 +1,18 @@
-"""What a validation found, as plain data for people and machines."""
+"""What a validation found, as plain data for people and machines, and the error of two arrays."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
-from qvd_trt.calibrators.json_text import json_text
+import numpy as np
+
+from qvd_trt.export.arrays import AnyArray, Float32Array
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.files import json_text
+from qvd_trt.export.metrics import sqnr
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +44,6 @@ NOISE_FLOOR = Comparison(
 ROUNDING_FLOOR = Comparison(
     "rounding_floor", QDQ, QDQ_FP16, "QDQ in fp16 against QDQ in fp32, in ONNX Runtime"
 )
-PSNR_DATA_RANGE = 2
-"""States are taken to lie in [-1, 1]."""
-
 COMPARISONS = (QUANTIZATION, IMPLEMENTATION, TOTAL, NOISE_FLOOR, ROUNDING_FLOOR)
 
 
@@ -95,7 +98,10 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class FinalLatent:
-    """PSNR of one sample's final latent in dB, by comparison, for a data range of 2."""
+    """PSNR of one sample's final latent in dB, by comparison.
+
+    The data range is that of the reference's latent, its greatest minus its least value.
+    """
 
     trajectory: int
     psnr: Mapping[str, float]
@@ -164,7 +170,6 @@ class ValidationReport:
         if self.free_run is not None:
             states = summarize(self.free_run.states)
             data["free_run"]["summary"] = {name: asdict(entry) for name, entry in states.items()}
-            data["free_run"]["psnr_data_range"] = PSNR_DATA_RANGE
         return json_text(data)
 
 
@@ -186,3 +191,30 @@ def summarize(calls: Iterable[CallErrors]) -> dict[str, Summary]:
             worst_relative_rms=max(error.relative_rms for error in errors),
         )
     return summaries
+
+
+def measure_error(
+    reference: Float32Array, candidate: Float32Array, comparison: Comparison
+) -> ErrorMeasure:
+    """SQNR and relative RMS error of two arrays.
+
+    Raises:
+        UserError: their shapes differ.
+    """
+    if reference.shape != candidate.shape:
+        raise UserError(
+            f"{comparison.name}: the {comparison.candidate} output has shape "
+            f"{list(candidate.shape)}, that of {comparison.reference} {list(reference.shape)}; "
+            "give models and outputs that belong together"
+        )
+    if not (np.isfinite(reference).all() and np.isfinite(candidate).all()):
+        return ErrorMeasure(-math.inf, math.inf)
+    measured = sqnr(reference, candidate)
+    # Equal arrays would get the 1e-15 of the SQNR's guard against a division by zero.
+    equal = np.array_equal(reference, candidate)
+    return ErrorMeasure(measured, 0.0 if equal else 10 ** (-measured / 20))
+
+
+def as_float32(output: AnyArray) -> Float32Array:
+    """A model's output as it is compared."""
+    return np.asarray(output).astype(np.float32, copy=False)

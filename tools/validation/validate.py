@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-import numpy as np
-
-from qvd_trt.calibrators.arrays import AnyArray
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.progress import Progress
 from qvd_trt.calibrators.sources.calls import DenoiserCall
 from qvd_trt.calibrators.sources.open_source import open_source
 from qvd_trt.calibrators.sources.self_sampling import SelfSampling
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.signature import timestep_of
+from qvd_trt.export.progress import Progress
 from qvd_trt.tools.validation.free_run import run_free
-from qvd_trt.tools.validation.measure import as_float32, measure_error
 from qvd_trt.tools.validation.model_set import ModelSet, open_models
 from qvd_trt.tools.validation.recordings import Recorder
 from qvd_trt.tools.validation.report import (
@@ -25,6 +23,8 @@ from qvd_trt.tools.validation.report import (
     FreeRunReport,
     LimitCheck,
     ValidationReport,
+    as_float32,
+    measure_error,
     summarize,
 )
 from qvd_trt.tools.validation.request import Limits, ValidationRequest
@@ -99,7 +99,7 @@ def _teacher_forced(
                 entry.name: measure_error(outputs[entry.reference], outputs[entry.candidate], entry)
                 for entry in comparisons
             }
-            timestep = float(np.max(call.inputs[opened.signature.timestep]))
+            timestep = timestep_of(call.inputs, opened.signature)
             measured.append(CallErrors(call.trajectory, call.step, timestep, errors))
             recorder.record(call, outputs)
             advance()

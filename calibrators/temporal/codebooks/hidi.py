@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from qvd_trt.calibrators.arrays import Float64Array
-from qvd_trt.calibrators.plan import Codebook
-from qvd_trt.calibrators.stats import TemporalFeatures
+from qvd_trt.calibrators.statistics.stats import TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks.lloyd_max import weighted_lloyd
 from qvd_trt.calibrators.temporal.codebooks.table import level_count, value_range
 from qvd_trt.calibrators.temporal.codebooks.weighted_values import collect
 from qvd_trt.calibrators.temporal.td_score import separation
+from qvd_trt.export.arrays import Float64Array
+from qvd_trt.export.plan.quant_plan import Codebook
 
 _FLOOR = 0.01
 """Least separation that counts, as a share of the median."""

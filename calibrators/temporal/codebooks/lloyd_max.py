@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from qvd_trt.calibrators.arrays import Float64Array
-from qvd_trt.calibrators.plan import Codebook
-from qvd_trt.calibrators.stats import TemporalFeatures
+from qvd_trt.calibrators.statistics.stats import TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks.mu_law import best_mu_law
 from qvd_trt.calibrators.temporal.codebooks.table import codebook_from_levels, level_count
 from qvd_trt.calibrators.temporal.codebooks.weighted_values import WeightedValues, collect
+from qvd_trt.export.arrays import Float64Array
+from qvd_trt.export.plan.quant_plan import Codebook
 
 _ITERATIONS = 3000
 _TOLERANCE = 1e-9

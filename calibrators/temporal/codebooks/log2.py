@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from qvd_trt.calibrators.plan import Codebook
-from qvd_trt.calibrators.stats import TemporalFeatures
+from qvd_trt.calibrators.statistics.stats import TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks.table import (
     codebook_from_levels,
     level_count,
     value_range,
 )
+from qvd_trt.export.plan.quant_plan import Codebook
 
 _LAST_EXPONENT = 100
 """Smaller powers would leave the normal numbers of float32 for small features."""

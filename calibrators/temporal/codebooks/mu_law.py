@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from qvd_trt.calibrators.arrays import Float64Array
-from qvd_trt.calibrators.plan import Codebook
-from qvd_trt.calibrators.stats import TemporalFeatures
+from qvd_trt.calibrators.statistics.stats import TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks.table import codebook_from_levels, level_count
 from qvd_trt.calibrators.temporal.codebooks.weighted_values import WeightedValues, collect
+from qvd_trt.export.arrays import Float64Array
+from qvd_trt.export.plan.quant_plan import Codebook
 
 _MUS = np.geomspace(0.25, 2.0**18, 41)
 """Candidates for mu, half an octave apart; telephony's mu is 255."""

@@ -6,9 +6,9 @@ from typing import Protocol
 
 import numpy as np
 
-from qvd_trt.calibrators.arrays import AnyArray, Float32Array
-from qvd_trt.calibrators.plan import Codebook
-from qvd_trt.calibrators.stats import TemporalFeatures
+from qvd_trt.calibrators.statistics.stats import TemporalFeatures
+from qvd_trt.export.arrays import AnyArray, Float32Array
+from qvd_trt.export.plan.quant_plan import Codebook
 
 
 class CodebookBuilder(Protocol):

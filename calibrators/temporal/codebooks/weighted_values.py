@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qvd_trt.calibrators.arrays import Float32Array, Float64Array
-from qvd_trt.calibrators.plan import Codebook
-from qvd_trt.calibrators.stats import TemporalFeatures
+from qvd_trt.calibrators.statistics.stats import TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks.table import value_range
+from qvd_trt.export.arrays import Float32Array, Float64Array
+from qvd_trt.export.plan.quant_plan import Codebook
 
 SAMPLE_LIMIT = 4_000_000
 """Above this many values a fixed pseudo-random sample of so many stands for all of them."""

@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.errors import UserError
 from qvd_trt.tools.denoisers.graph_inputs import fit_tensors, name_arguments
 from qvd_trt.tools.denoisers.trt_denoiser import TrtDenoiser, aligned, graph_specs
 from qvd_trt.tools.engine.engine_session import EngineTensor

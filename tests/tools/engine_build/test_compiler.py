@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.errors import UserError
 from qvd_trt.tools.engine.build_plan import BuildPlan
 from qvd_trt.tools.engine.compile_process import compile_in_child
 from qvd_trt.tools.engine.compiler import StepError, create_network, make_log

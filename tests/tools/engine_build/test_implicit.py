@@ -17,9 +17,9 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from qvd_trt.calibrators.arrays import AnyArray
-from qvd_trt.calibrators.errors import UserError
-from qvd_trt.calibrators.progress import SilentProgress
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.progress import SilentProgress
 from qvd_trt.tools.engine import build_engine, compiler
 from qvd_trt.tools.engine.build_plan import BuildPlan
 from qvd_trt.tools.engine.build_request import BuildRequest

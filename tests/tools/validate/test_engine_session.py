@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qvd_trt.calibrators.arrays import AnyArray
-from qvd_trt.calibrators.errors import UserError
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.errors import UserError
 from qvd_trt.tools.engine import engine_session
 from qvd_trt.tools.engine.array_cast import cast_exactly
 from qvd_trt.tools.engine.engine_session import DeviceTensor, EngineSession

@@ -1,0 +1,108 @@
+"""Calibration as a whole: drive a source, stream statistics, keep some calls out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qvd_trt.calibrators.sources.calls import CalibrationSource, DenoiserCall
+from qvd_trt.calibrators.statistics.collector import StatisticsCollector
+from qvd_trt.calibrators.statistics.stats import ActivationStats, HeldOutCall
+from qvd_trt.calibrators.temporal.sweep import TemporalSweep, training_timesteps
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.graph.float_model import FloatModel
+from qvd_trt.export.plan.sites import GraphSites
+from qvd_trt.export.progress import Progress
+from qvd_trt.export.session import CPU
+
+HELD_OUT_CALLS = 8
+"""At most this many calls are kept out, so that memory stays bounded."""
+
+HELD_OUT_STRIDE = 5
+"""With a single trajectory, every fifth of its calls is kept out."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationOptions:
+    """How to calibrate.
+
+    Attributes:
+        rows: Whether the algorithm needs sample rows of the layers' inputs.
+        sweep_training_timesteps: Evaluate strictly temporal sites on all training timesteps
+            instead of those of the calls (right when the sampler is not known).
+        providers: ONNX Runtime execution providers, first choice first.
+    """
+
+    rows: bool = True
+    sweep_training_timesteps: bool = False
+    providers: Sequence[str] = CPU
+
+
+def calibrate(
+    model: FloatModel,
+    sites: GraphSites,
+    source: CalibrationSource,
+    options: CalibrationOptions,
+    progress: Progress,
+) -> ActivationStats:
+    """Run every call of the source through the float model once.
+
+    Args:
+        model: The float model.
+        sites: What of it is quantized.
+        source: Where the calls come from.
+        options: What is kept of them.
+        progress: Shown one unit per call.
+
+    Raises:
+        UserError: an input does not fit, an activation is NaN or Inf, or there is no call.
+    """
+    total = source.calls()
+    collector = StatisticsCollector(
+        model, sites, rows=options.rows, expected_calls=total, providers=options.providers
+    )
+    choice = _HeldOutChoice(source.trajectories(), total)
+    held_out: list[HeldOutCall] = []
+    template: Mapping[str, AnyArray] = {}
+    with progress.step("calibrate", total) as advance:
+
+        def denoise(call: DenoiserCall) -> AnyArray:
+            nonlocal template
+            template = template or call.inputs
+            if choice.takes(call):
+                held_out.append(collector.hold_out(call))
+                prediction: AnyArray = held_out[-1].prediction
+            else:
+                prediction = collector.observe(call)
+            advance()
+            return prediction
+
+        source.drive(denoise)
+    stats = replace(collector.finish(), held_out=tuple(_spread(held_out, HELD_OUT_CALLS)))
+    strict = [site for site in sites.temporal if site.tensor in sites.strict_temporal]
+    if options.sweep_training_timesteps and strict:
+        sweep = TemporalSweep(model, strict)
+        features = sweep.run(template, training_timesteps(stats.timesteps))
+        stats = replace(stats, temporal={**stats.temporal, **features})
+    return stats
+
+
+class _HeldOutChoice:
+    """The last trajectory when there are several, else every fifth call."""
+
+    def __init__(self, trajectories: int | None, calls: int | None) -> None:
+        self._last = trajectories - 1 if trajectories is not None and trajectories > 1 else None
+        self._single_call = calls == 1
+
+    def takes(self, call: DenoiserCall) -> bool:
+        if self._last is not None:
+            return call.trajectory == self._last
+        return not self._single_call and call.step % HELD_OUT_STRIDE == 2
+
+
+def _spread(calls: Sequence[HeldOutCall], count: int) -> Iterable[HeldOutCall]:
+    if len(calls) <= count:
+        return calls
+    return [calls[index] for index in np.linspace(0, len(calls) - 1, count).round().astype(int)]

@@ -1,1 +1,0 @@
-"""Statistics reduced inside an ONNX Runtime graph."""

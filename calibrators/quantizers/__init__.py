@@ -1,1 +1,0 @@
-"""The arithmetic of quantize-dequantize, and the search for clipped scales."""

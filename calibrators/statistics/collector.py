@@ -1,0 +1,211 @@
+"""Runs the float model in ONNX Runtime and streams statistics of its activations."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from qvd_trt.calibrators.sources.calls import DenoiserCall
+from qvd_trt.calibrators.statistics.stats import (
+    ActivationStats,
+    ChannelRanges,
+    HeldOutCall,
+    SampleRows,
+    SiteStats,
+    TemporalFeatures,
+    merge_temporal,
+)
+from qvd_trt.export.arrays import AnyArray, Float64Array
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.float_model import FloatModel
+from qvd_trt.export.graph.signature import timestep_of
+from qvd_trt.export.passes.probes import POSITION_COLUMNS, POSITIONS_INPUT, ProbeWriter, SiteProbes
+from qvd_trt.export.plan.sites import GraphSites, Site
+from qvd_trt.export.session import CPU, open_session, run_session
+
+ROW_BYTES_PER_WINDOW = 4 << 20
+"""Sample rows kept per receptive field: at most this many bytes."""
+
+MIN_ROWS, MAX_ROWS = 64, 512
+
+
+class StatisticsCollector:
+    """Reduces every site inside the graph; no full activation leaves the session.
+
+    Memory does not grow with the number of calls: ranges are kept per distinct timestep, sample
+    rows in bounded reservoirs whose random choice depends on each call's content and not on the
+    order of the calls.
+    """
+
+    def __init__(
+        self,
+        model: FloatModel,
+        sites: GraphSites,
+        *,
+        rows: bool,
+        expected_calls: int | None = None,
+        providers: Sequence[str] = CPU,
+    ) -> None:
+        """Put probes on a copy of the graph and open it.
+
+        Args:
+            model: The float model.
+            sites: Its sites, and the layers whose cost is to be known.
+            rows: Whether sample rows are kept; ranges always are.
+            expected_calls: Number of calls to come, if known: fewer rows are drawn from each.
+            providers: ONNX Runtime execution providers, first choice first.
+
+        Raises:
+            UserError: ONNX Runtime cannot load the model.
+        """
+        self._signature = model.signature
+        self._model_hash = model.digest
+        self._limits = {site.tensor: row_limit(site) if rows else 0 for site in sites.dense}
+        probed = model.source.clone()
+        self._prediction = model.signature.output.name
+        writer = ProbeWriter(probed)
+        if rows:
+            writer.add_positions_input()
+        self._rows_per_call = _rows_per_call(expected_calls) if rows else 0
+        self._probes = {
+            site.tensor: writer.add_site(site, min(self._limits[site.tensor], self._rows_per_call))
+            for site in sites.dense
+        }
+        self._features = {
+            site.tensor: writer.add_feature(site.tensor, site.channels) for site in sites.temporal
+        }
+        self._sizes = {layer.name: writer.add_size(layer.output) for layer in sites.all_layers}
+        self._session = open_session(probed, model.path.parent, providers, bounded_memory=True)
+        self._output_names = [output.name for output in self._session.get_outputs()]
+        self._samples = 0
+        self._ranges: dict[str, dict[float, tuple[AnyArray, AnyArray]]] = {
+            name: {} for name in self._limits
+        }
+        self._rows: dict[str, dict[str, SampleRows]] = {name: {} for name in self._limits}
+        self._temporal: dict[str, TemporalFeatures] = {}
+        self._elements = dict.fromkeys(self._sizes, 0)
+
+    def hold_out(self, call: DenoiserCall) -> HeldOutCall:
+        """Run the float model on one call without taking it into the statistics."""
+        feed = dict(call.inputs)
+        if self._rows_per_call:
+            feed[POSITIONS_INPUT] = np.zeros((self._rows_per_call, POSITION_COLUMNS))
+        (prediction,) = run_session(self._session, [self._prediction], feed)
+        return HeldOutCall(call.inputs, prediction, timestep_of(call.inputs, self._signature))
+
+    def observe(self, call: DenoiserCall) -> AnyArray:
+        """Run the float model on one call, reduce its statistics, return the prediction.
+
+        Raises:
+            UserError: an activation holds NaN or Inf.
+        """
+        timestep = timestep_of(call.inputs, self._signature)
+        feed = dict(call.inputs)
+        priorities, positions = _draw_rows(call, self._rows_per_call)
+        if self._rows_per_call:
+            feed[POSITIONS_INPUT] = positions
+        values = dict(zip(self._output_names, run_session(self._session, None, feed), strict=True))
+        for tensor, probes in self._probes.items():
+            self._reduce_ranges(tensor, probes, values, timestep)
+            self._reduce_rows(tensor, probes, values, timestep, priorities)
+        for tensor, output in self._features.items():
+            self._reduce_feature(tensor, values[output], timestep)
+        for layer, output in self._sizes.items():
+            self._elements[layer] += int(values[output])
+        self._samples += 1
+        prediction: AnyArray = values[self._prediction]
+        return prediction
+
+    def finish(self) -> ActivationStats:
+        """The statistics of all calls so far.
+
+        Raises:
+            UserError: there was no call.
+        """
+        if not self._samples:
+            raise UserError("no calibration call was made; give --calib at least one sample")
+        steps = sorted({step for ranges in self._ranges.values() for step in ranges})
+        sites = {}
+        for tensor, ranges in self._ranges.items():
+            sites[tensor] = SiteStats(
+                ranges=ChannelRanges(
+                    minimum=np.stack([ranges[step][0] for step in steps]),
+                    maximum=np.stack([ranges[step][1] for step in steps]),
+                ),
+                rows=self._rows[tensor],
+                row_limit=self._limits[tensor],
+            )
+        return ActivationStats(
+            model_hash=self._model_hash,
+            samples=self._samples,
+            timesteps=np.array(steps, np.float64),
+            sites=sites,
+            temporal=dict(self._temporal),
+            output_elements={
+                layer: total / self._samples for layer, total in self._elements.items()
+            },
+        )
+
+    def _reduce_ranges(
+        self, tensor: str, probes: SiteProbes, values: dict[str, AnyArray], timestep: float
+    ) -> None:
+        if not np.isfinite(values[probes.mean]):
+            raise UserError(
+                f"activation {tensor!r} holds NaN or Inf at timestep {timestep:g}; check that the "
+                "float model is sound on these inputs (--prediction, --sampler, calibration files)"
+            )
+        minimum, maximum = values[probes.minimum], values[probes.maximum]
+        seen = self._ranges[tensor].get(timestep)
+        if seen is not None:
+            minimum, maximum = np.minimum(minimum, seen[0]), np.maximum(maximum, seen[1])
+        self._ranges[tensor][timestep] = (minimum, maximum)
+
+    def _reduce_rows(
+        self,
+        tensor: str,
+        probes: SiteProbes,
+        values: dict[str, AnyArray],
+        timestep: float,
+        priorities: Float64Array,
+    ) -> None:
+        for key, output in probes.rows.items():
+            rows = values[output]
+            count = len(rows)
+            sample = SampleRows(rows, priorities[:count], np.full(count, timestep))
+            limit = self._limits[tensor]
+            seen = self._rows[tensor].get(key)
+            self._rows[tensor][key] = (
+                sample.lowest(limit) if seen is None else seen.merged(sample, limit)
+            )
+
+    def _reduce_feature(self, tensor: str, rows: AnyArray, timestep: float) -> None:
+        distinct = np.unique(rows, axis=0).astype(np.float32)
+        feature = TemporalFeatures(distinct, np.full(len(distinct), timestep))
+        seen = self._temporal.get(tensor)
+        self._temporal[tensor] = feature if seen is None else merge_temporal(seen, feature)
+
+
+def row_limit(site: Site) -> int:
+    """How many sample rows are kept per receptive field of the site, between 64 and 512."""
+    row_bytes = 4 * site.channels * max(window.taps for window in site.windows)
+    return max(MIN_ROWS, min(MAX_ROWS, ROW_BYTES_PER_WINDOW // row_bytes))
+
+
+def _rows_per_call(expected_calls: int | None) -> int:
+    """Enough that the reservoirs fill twice over, and at least 16."""
+    if expected_calls is None:
+        return 64
+    return int(np.clip(1024 // max(expected_calls, 1), 16, 512))
+
+
+def _draw_rows(call: DenoiserCall, count: int) -> tuple[Float64Array, Float64Array]:
+    """Priorities ``[count]`` and positions ``[count, columns]``, seeded by the call's content."""
+    digest = hashlib.sha256()
+    for name in sorted(call.inputs):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(call.inputs[name]).tobytes())
+    generator = np.random.default_rng(np.frombuffer(digest.digest(), np.uint32))
+    positions = generator.random((count, POSITION_COLUMNS))
+    return generator.random(count), positions

@@ -1,0 +1,190 @@
+"""Activation statistics: streamed, mergeable, independent of the order of the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qvd_trt.export.arrays import AnyArray, Float32Array, Float64Array
+from qvd_trt.export.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelRanges:
+    """Per-timestep, per-channel ranges of one activation tensor.
+
+    Attributes:
+        minimum: ``[T, C]`` float32, T the number of distinct timesteps.
+        maximum: ``[T, C]`` float32.
+    """
+
+    minimum: Float32Array
+    maximum: Float32Array
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRows:
+    """A bounded, order-independent random sample of what the layers of one window read.
+
+    Rows carry a random priority and the lowest priorities stay, so that the sample of merged
+    statistics is the sample of one pass over everything.
+
+    Attributes:
+        values: ``[R, C, taps]`` float32; taps is 1 for linear layers. Padded taps hold zero.
+        priorities: ``[R]`` float64, ascending.
+        timesteps: ``[R]`` float64, the timestep at which each row was seen.
+    """
+
+    values: Float32Array
+    priorities: Float64Array
+    timesteps: Float64Array
+
+    def lowest(self, count: int) -> SampleRows:
+        """Keep the ``count`` rows of lowest priority."""
+        order = np.argsort(self.priorities, kind="stable")[:count]
+        return SampleRows(self.values[order], self.priorities[order], self.timesteps[order])
+
+    def merged(self, other: SampleRows, count: int) -> SampleRows:
+        """The ``count`` rows of lowest priority among both."""
+        return SampleRows(
+            np.concatenate([self.values, other.values]),
+            np.concatenate([self.priorities, other.priorities]),
+            np.concatenate([self.timesteps, other.timesteps]),
+        ).lowest(count)
+
+
+@dataclass(frozen=True, slots=True)
+class SiteStats:
+    """Statistics of one dense site.
+
+    Attributes:
+        ranges: Ranges per timestep and channel.
+        rows: Sample rows by ``Window.key``; empty when the algorithm asked for none.
+        row_limit: How many rows are kept per window.
+    """
+
+    ranges: ChannelRanges
+    rows: Mapping[str, SampleRows]
+    row_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class TemporalFeatures:
+    """The values of one temporal feature, one row per distinct (timestep, conditioning).
+
+    Attributes:
+        values: ``[S, C]`` float32, ordered by timestep.
+        timesteps: ``[S]`` float64.
+    """
+
+    values: Float32Array
+    timesteps: Float64Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldOutCall:
+    """A denoiser call that no statistic saw, to measure the quantized model on.
+
+    Attributes:
+        inputs: One array per graph input, by name.
+        prediction: What the float model returned, float32.
+        timestep: The call's timestep.
+    """
+
+    inputs: Mapping[str, AnyArray]
+    prediction: Float32Array
+    timestep: float
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationStats:
+    """All statistics of one model.
+
+    Attributes:
+        model_hash: ``sha256`` of the float model that was run.
+        samples: Number of denoiser calls that were reduced.
+        timesteps: ``[T]`` float64, ascending; the first axis of every range.
+        sites: Dense sites by tensor name.
+        temporal: Temporal features by tensor name.
+        output_elements: Elements written per denoiser call, by layer name; gives the layer's cost.
+        held_out: Calls kept out of the statistics.
+    """
+
+    model_hash: str
+    samples: int
+    timesteps: Float64Array
+    sites: Mapping[str, SiteStats]
+    temporal: Mapping[str, TemporalFeatures]
+    output_elements: Mapping[str, float]
+    held_out: tuple[HeldOutCall, ...] = ()
+
+    def merged(self, other: ActivationStats) -> ActivationStats:
+        """Statistics of the union of both calibration sets; commutative and associative.
+
+        Raises:
+            UserError: the two belong to different models or hold different sites or windows.
+        """
+        if self.model_hash != other.model_hash:
+            raise UserError("statistics of two different models cannot be merged")
+        if self.sites.keys() != other.sites.keys() or self.temporal.keys() != other.temporal.keys():
+            raise UserError("statistics with different quantization sites cannot be merged")
+        for name, site in self.sites.items():
+            if site.rows.keys() != other.sites[name].rows.keys():
+                raise UserError(
+                    f"statistics with different sample rows of {name!r} cannot be merged; "
+                    "collect both for the same algorithm"
+                )
+        steps = np.union1d(self.timesteps, other.timesteps)
+        total = self.samples + other.samples
+        return ActivationStats(
+            model_hash=self.model_hash,
+            samples=total,
+            timesteps=steps,
+            sites={
+                name: _merge_site(steps, self.timesteps, site, other.timesteps, other.sites[name])
+                for name, site in self.sites.items()
+            },
+            temporal={
+                name: merge_temporal(feature, other.temporal[name])
+                for name, feature in self.temporal.items()
+            },
+            output_elements={
+                name: (count * self.samples + other.output_elements[name] * other.samples) / total
+                for name, count in self.output_elements.items()
+            },
+            held_out=self.held_out + other.held_out,
+        )
+
+
+def merge_temporal(left: TemporalFeatures, right: TemporalFeatures) -> TemporalFeatures:
+    """The distinct rows of both, ordered by timestep and then by value."""
+    rows = np.concatenate(
+        [
+            np.column_stack([left.timesteps, left.values.astype(np.float64)]),
+            np.column_stack([right.timesteps, right.values.astype(np.float64)]),
+        ]
+    )
+    rows = np.unique(rows, axis=0)
+    return TemporalFeatures(values=rows[:, 1:].astype(np.float32), timesteps=rows[:, 0].copy())
+
+
+def _merge_site(
+    steps: Float64Array,
+    left_steps: Float64Array,
+    left: SiteStats,
+    right_steps: Float64Array,
+    right: SiteStats,
+) -> SiteStats:
+    # The smaller one: rows beyond it are missing on one side, which would bias the sample.
+    limit = min(left.row_limit, right.row_limit)
+    channels = left.ranges.minimum.shape[1]
+    minimum = np.full((len(steps), channels), np.inf, np.float32)
+    maximum = np.full((len(steps), channels), -np.inf, np.float32)
+    for own_steps, ranges in ((left_steps, left.ranges), (right_steps, right.ranges)):
+        at = np.searchsorted(steps, own_steps)
+        minimum[at] = np.minimum(minimum[at], ranges.minimum)
+        maximum[at] = np.maximum(maximum[at], ranges.maximum)
+    rows = {key: sample.merged(right.rows[key], limit) for key, sample in left.rows.items()}
+    return SiteStats(ChannelRanges(minimum, maximum), rows, limit)

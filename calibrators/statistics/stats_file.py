@@ -1,0 +1,180 @@
+"""The statistics cache: one ``.npz`` file, and whether it belongs to a model."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qvd_trt.calibrators.statistics.stats import (
+    ActivationStats,
+    ChannelRanges,
+    HeldOutCall,
+    SampleRows,
+    SiteStats,
+    TemporalFeatures,
+)
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.files import write_atomically
+from qvd_trt.export.graph.float_model import FloatModel
+from qvd_trt.export.plan.sites import GraphSites
+
+STATS_FORMAT = 1
+
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    AttributeError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What numpy, zipfile and json raise on damaged files, depending on where the damage is."""
+
+
+def save_stats(stats: ActivationStats, path: Path) -> None:
+    """Write the statistics to one ``.npz`` file, atomically."""
+    arrays: dict[str, npt.NDArray[Any]] = {"timesteps": stats.timesteps}
+    sites, temporal = [], []
+    for index, (name, site) in enumerate(stats.sites.items()):
+        windows = list(site.rows)
+        sites.append({"tensor": name, "windows": windows, "row_limit": site.row_limit})
+        arrays[f"site{index}.minimum"] = site.ranges.minimum
+        arrays[f"site{index}.maximum"] = site.ranges.maximum
+        for position, key in enumerate(windows):
+            rows = site.rows[key]
+            prefix = f"site{index}.window{position}"
+            arrays[f"{prefix}.values"] = rows.values
+            arrays[f"{prefix}.priorities"] = rows.priorities
+            arrays[f"{prefix}.timesteps"] = rows.timesteps
+    for index, (name, feature) in enumerate(stats.temporal.items()):
+        temporal.append(name)
+        arrays[f"temporal{index}.values"] = feature.values
+        arrays[f"temporal{index}.timesteps"] = feature.timesteps
+    for index, call in enumerate(stats.held_out):
+        arrays[f"held_out{index}.prediction"] = call.prediction
+        for name, value in call.inputs.items():
+            arrays[f"held_out{index}.input.{name}"] = value
+    header = {
+        "format": STATS_FORMAT,
+        "model_hash": stats.model_hash,
+        "samples": stats.samples,
+        "sites": sites,
+        "temporal": temporal,
+        "output_elements": dict(stats.output_elements),
+        "held_out": [
+            {"timestep": call.timestep, "inputs": list(call.inputs)} for call in stats.held_out
+        ],
+    }
+    arrays["header"] = np.array(json.dumps(header))
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomically(path, buffer.getvalue())
+
+
+def load_stats(path: Path) -> ActivationStats:
+    """Read what :func:`save_stats` wrote.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another format version.
+    """
+    if not path.is_file():
+        raise UserError(f"--stats: {path} does not exist")
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            header = json.loads(str(data["header"]))
+            if header["format"] != STATS_FORMAT:
+                raise UserError(
+                    f"--stats: {path} has format {header['format']}, this version reads "
+                    f"{STATS_FORMAT}; calibrate again"
+                )
+            sites = {}
+            for index, entry in enumerate(header["sites"]):
+                rows = {}
+                for position, key in enumerate(entry["windows"]):
+                    prefix = f"site{index}.window{position}"
+                    rows[key] = SampleRows(
+                        data[f"{prefix}.values"],
+                        data[f"{prefix}.priorities"],
+                        data[f"{prefix}.timesteps"],
+                    )
+                ranges = ChannelRanges(data[f"site{index}.minimum"], data[f"site{index}.maximum"])
+                sites[entry["tensor"]] = SiteStats(ranges, rows, entry["row_limit"])
+            temporal = {
+                name: TemporalFeatures(
+                    data[f"temporal{index}.values"], data[f"temporal{index}.timesteps"]
+                )
+                for index, name in enumerate(header["temporal"])
+            }
+            return ActivationStats(
+                model_hash=header["model_hash"],
+                samples=header["samples"],
+                timesteps=data["timesteps"],
+                sites=sites,
+                temporal=temporal,
+                output_elements=header["output_elements"],
+                held_out=tuple(
+                    HeldOutCall(
+                        inputs={
+                            name: data[f"held_out{index}.input.{name}"] for name in entry["inputs"]
+                        },
+                        prediction=data[f"held_out{index}.prediction"],
+                        timestep=entry["timestep"],
+                    )
+                    for index, entry in enumerate(header["held_out"])
+                ),
+            )
+    except _DAMAGE as error:
+        raise UserError(
+            f"--stats: {path} is not a complete statistics file ({error}); "
+            "delete it and calibrate again"
+        ) from error
+
+
+def check_belongs(stats: ActivationStats, model: FloatModel, path: Path) -> None:
+    """Refuse statistics of another model.
+
+    Raises:
+        UserError: naming the file.
+    """
+    if stats.model_hash != model.digest:
+        raise UserError(
+            f"--stats: {path} belongs to another model ({stats.model_hash[:19]}..., this one is "
+            f"{model.digest[:19]}...); delete it or give another path"
+        )
+
+
+def check_sound(stats: ActivationStats, sites: GraphSites, path: Path) -> None:
+    """Refuse statistics that are not finite or not of the sites' channels.
+
+    Raises:
+        UserError: naming the file and the tensor.
+    """
+    arrays: list[tuple[str, int, AnyArray]] = []
+    for site in sites.dense:
+        if (found := stats.sites.get(site.tensor)) is not None:
+            rows = [sample.values for sample in found.rows.values()]
+            arrays += [
+                (site.tensor, site.channels, array)
+                for array in (found.ranges.minimum, found.ranges.maximum, *rows)
+            ]
+    for site in sites.temporal:
+        if (feature := stats.temporal.get(site.tensor)) is not None:
+            arrays.append((site.tensor, site.channels, feature.values))
+    for tensor, channels, array in arrays:
+        if array.shape[1:2] != (channels,) or not np.isfinite(array).all():
+            raise UserError(
+                f"--stats: {path} holds NaN, Inf or a wrong number of channels for {tensor!r}; "
+                "delete it and calibrate again"
+            )

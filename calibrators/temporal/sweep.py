@@ -1,0 +1,76 @@
+"""Temporal features over any set of timesteps, from the part of the graph that computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from qvd_trt.calibrators.statistics.stats import TemporalFeatures, merge_temporal
+from qvd_trt.export.arrays import AnyArray, Float64Array
+from qvd_trt.export.graph.float_model import FloatModel
+from qvd_trt.export.plan.sites import Site
+from qvd_trt.export.session import open_session, run_session
+
+
+class TemporalSweep:
+    """Evaluates temporal sites alone, without the denoiser around them.
+
+    Their subgraph reads the timestep, perhaps other conditioning, and only the *shape* of the
+    latent, so a call costs microseconds.
+    """
+
+    def __init__(self, model: FloatModel, sites: Sequence[Site]) -> None:
+        self._timestep = model.signature.timestep
+        self._sites = list(sites)
+        part = _part_that_computes(model.source, [site.tensor for site in sites])
+        self._session = open_session(part, model.path.parent)
+        self._read = [value.name for value in self._session.get_inputs()]
+
+    def run(
+        self, template: Mapping[str, AnyArray], timesteps: Float64Array
+    ) -> dict[str, TemporalFeatures]:
+        """Features ``[S, C]`` of every site at the given timesteps.
+
+        Args:
+            template: The inputs of any call; those other than the timestep are used as they are.
+            timesteps: ``[S]``, converted to the timestep input's dtype.
+        """
+        found: dict[str, TemporalFeatures] = {}
+        like = template[self._timestep]
+        for timestep in timesteps:
+            feed: dict[str, AnyArray] = {name: template[name] for name in self._read}
+            feed[self._timestep] = np.full_like(like, timestep)
+            values = run_session(self._session, [site.tensor for site in self._sites], feed)
+            for site, value in zip(self._sites, values, strict=True):
+                rows = np.unique(value.reshape(-1, site.channels), axis=0).astype(np.float32)
+                feature = TemporalFeatures(rows, np.full(len(rows), float(timestep)))
+                seen = found.get(site.tensor)
+                found[site.tensor] = feature if seen is None else merge_temporal(seen, feature)
+        return found
+
+
+def training_timesteps(seen: Float64Array) -> Float64Array:
+    """All timesteps of training, guessed from the scale of those seen.
+
+    Integers 0..999 for discrete models (and flow models that multiply sigma by 1000), 1000 values
+    over the seen range otherwise (log-sigma conditioning).
+    """
+    if seen.max() > 10:
+        return np.arange(max(1000, int(np.ceil(seen.max())) + 1), dtype=np.float64)
+    return np.linspace(seen.min(), seen.max(), 1000)
+
+
+def _part_that_computes(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
+    """The subgraph of some float32 tensors; the inputs that it does not read are left out."""
+    graph = ir.convenience.extract(model.graph, list(model.graph.inputs), tensors)
+    unread = [value for value in graph.inputs if not value.uses() and not value.is_graph_output()]
+    for value in unread:
+        graph.inputs.remove(value)
+    for value in graph.outputs:
+        value.dtype = value.dtype or ir.DataType.FLOAT
+    functions = [function.clone() for function in model.functions.values()]
+    part = ir.Model(graph, ir_version=model.ir_version, functions=functions)
+    part.opset_imports.update(model.opset_imports)
+    return part

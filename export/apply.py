@@ -1,0 +1,173 @@
+"""From a float model and a plan to the emitted model: the passes, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.float_model import FloatModel
+from qvd_trt.export.passes.fold_scri import FoldScri
+from qvd_trt.export.passes.htdq import DefineHtdq, InsertHtdq
+from qvd_trt.export.passes.insert_qdq import InsertQdq
+from qvd_trt.export.passes.opset.lower_opset import LowerOpset
+from qvd_trt.export.passes.opset.raise_opset import HIGHEST, LOWEST, RaiseOpset
+from qvd_trt.export.passes.precision.lower_precision import LowerPrecision
+from qvd_trt.export.passes.tensorrt8 import tensorrt8_passes
+from qvd_trt.export.plan.quant_plan import QuantPlan
+from qvd_trt.export.targets import TARGETS, FloatType, HtdqForm, ScaleType, TargetProfile
+
+_QDQ_SCALES: Mapping[ScaleType, Literal["same", "float32"]] = {
+    ScaleType.FLOAT16: "same",
+    ScaleType.FLOAT32: "float32",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyOptions:
+    """How a plan becomes a file.
+
+    Attributes:
+        target: The runtime's rules.
+        float_type: Type of the rest of the graph.
+        htdq_form: How HTDQ nodes are written; None takes the target's default.
+    """
+
+    target: TargetProfile = TARGETS["trt"]
+    float_type: FloatType = FloatType.FP16
+    htdq_form: HtdqForm | None = None
+
+
+def apply_plan(model: FloatModel, plan: QuantPlan, options: ApplyOptions) -> ir.Model:
+    """Return the QDQ model; ``model`` is left as it is.
+
+    Raises:
+        UserError: the plan does not fit the model (:func:`check_plan`), or the model cannot be
+            brought to the target's opset or type.
+    """
+    check_plan(model, plan)
+    target = options.target
+    scale_type = target.scale_type(options.float_type)
+    emitted = model.prepared.clone()
+    opset = emitted.opset_imports[""]
+    _check_opset(opset, options)
+    passes: list[ir.passes.InPlacePass] = []
+    if opset < target.min_opset(options.float_type):
+        passes.append(RaiseOpset(target.min_opset(options.float_type)))
+    passes += [
+        FoldScri(plan.dense, model.layers),
+        InsertHtdq(plan.temporal),
+        InsertQdq(plan.dense, plan.temporal, model.layers, target.weight_form, scale_type),
+    ]
+    if options.float_type is not FloatType.FP32:
+        passes.append(LowerPrecision(options.float_type.value, qdq_scales=_QDQ_SCALES[scale_type]))
+    # After lowering, so that an inlined body keeps its float32 comparison.
+    passes.append(DefineHtdq(options.htdq_form or target.htdq_form))
+    if opset > target.max_opset:
+        passes += [LowerOpset(target.max_opset), RemoveUnusedNodesPass()]
+    if target.spares_tensorrt8:
+        passes += tensorrt8_passes()
+    for step in passes:
+        step(emitted)
+    emitted.metadata_props.update(_metadata(plan, options))
+    return emitted
+
+
+def check_target(model: FloatModel, plan: QuantPlan, options: ApplyOptions) -> None:
+    """Refuse, before anything is calibrated, a target or type that the graph cannot be written for.
+
+    Args:
+        model: The float model.
+        plan: Names bits and algorithm; its sites are not looked at.
+        options: What is to be written.
+
+    Raises:
+        UserError: as :func:`apply_plan`.
+    """
+    nothing = QuantPlan(model.digest, plan.bits, plan.algorithm, dense=(), temporal=(), kept=())
+    apply_plan(model, nothing, options)
+
+
+def fold_only(model: FloatModel, plan: QuantPlan) -> ir.Model:
+    """The float model with SCRI folded in and nothing quantized; computes the same function."""
+    check_plan(model, plan)
+    rewritten = model.prepared.clone()
+    FoldScri(plan.dense, model.layers)(rewritten)
+    return rewritten
+
+
+def check_plan(model: FloatModel, plan: QuantPlan) -> None:
+    """Refuse a plan, perhaps edited by hand, that does not fit the model.
+
+    Raises:
+        UserError: naming the site or layer, what the plan says of it, and what the model has.
+    """
+    for tensor, quants in plan.sites():
+        if not quants:
+            raise UserError(f"--plan: site {tensor!r} has no layers; remove it")
+        for quant in quants:
+            layer = model.layers.get(quant.name)
+            if layer is None:
+                raise UserError(f"the plan's layer {quant.name!r} is no layer of this model")
+            if model.input_of(layer).name != tensor:
+                raise UserError(
+                    f"the plan's site {tensor!r} is not what layer {quant.name!r} reads"
+                )
+            if quant.weight is not None and len(quant.weight.scales) != layer.out_channels:
+                raise UserError(
+                    f"the plan gives layer {quant.name!r} {len(quant.weight.scales)} weight "
+                    f"scales, it has {layer.out_channels} output channels"
+                )
+            bias = quant.bias_correction
+            if bias is not None and len(bias) != layer.out_channels:
+                raise UserError(
+                    f"--plan: bias_correction of {quant.name!r} has {len(bias)} numbers, the layer "
+                    f"has {layer.out_channels} output channels"
+                )
+    for site in plan.dense:
+        for layer in (model.layers[quant.name] for quant in site.layers):
+            if site.channel_axis != layer.channel_axis:
+                raise UserError(
+                    f"--plan: channel_axis of {site.tensor!r} must be {layer.channel_axis}"
+                )
+            for name in ("shift", "smooth"):
+                vector = getattr(site.activation, name, None)
+                if vector is not None and len(vector) != layer.in_channels:
+                    raise UserError(
+                        f"--plan: {name} of {site.tensor!r} has {len(vector)} numbers, layer "
+                        f"{layer.name!r} reads {layer.in_channels} channels"
+                    )
+
+
+def package_version() -> str:
+    """The installed version of qvd-trt, or ``unknown``."""
+    try:
+        return version("qvd-trt")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _check_opset(opset: int, options: ApplyOptions) -> None:
+    lowest = min(LOWEST, options.target.min_opset(options.float_type))
+    if not lowest <= opset <= HIGHEST:
+        raise UserError(
+            f"the model has opset {opset}, target {options.target.name} can be written from "
+            f"{lowest} to {HIGHEST}; export it again with one of those"
+        )
+
+
+def _metadata(plan: QuantPlan, options: ApplyOptions) -> dict[str, str]:
+    """How the file was made, for its ``metadata_props``."""
+    return {
+        "qvd.version": package_version(),
+        "qvd.source": plan.model_hash,
+        "qvd.algorithm": plan.algorithm,
+        "qvd.bits": str(plan.bits),
+        "qvd.target": options.target.name,
+        "qvd.dtype": options.float_type.value,
+    }

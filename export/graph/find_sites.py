@@ -1,0 +1,128 @@
+"""From layers to sites: which inputs are quantized together, which layers stay float."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+import onnx_ir as ir
+
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.find_layers import module_path
+from qvd_trt.export.graph.float_model import FloatModel
+from qvd_trt.export.graph.temporal import TemporalPath, find_temporal_path
+from qvd_trt.export.plan.sites import MIN_CHANNELS, GraphSites, KeptLayer, Layer, Site, SiteKind
+
+
+def find_sites(model: FloatModel, keep_patterns: Iterable[str] = ()) -> GraphSites:
+    """Group the graph's layers by the tensor they read and decide which stay float.
+
+    Args:
+        model: The float model.
+        keep_patterns: Shell patterns for whole names of nodes, weights, torch modules or operators.
+
+    Raises:
+        UserError: a keep pattern matches nothing, or no layer is left to quantize.
+    """
+    layers = list(model.layers.values())
+    path = find_temporal_path(model)
+    ends = _end_layers(model)
+    reasons = {layer.name: "time embedding MLP" for layer in layers if layer.name in path.trunk}
+    reasons |= {name: reason for name, reason in ends.items() if name not in path.projections}
+    excluded = frozenset(reasons) | path.projections
+    for layer in layers:
+        if layer.name not in path.projections and (narrow := _too_narrow(layer)):
+            reasons.setdefault(layer.name, narrow)
+    reasons |= _kept_by_user(model, keep_patterns)
+    quantized = [layer for layer in layers if layer.name not in reasons]
+    if not quantized:
+        raise UserError("no layer is left to quantize; see --keep and the model's channel counts")
+    sites = _group(model, quantized, path)
+    return GraphSites(
+        dense=tuple(site for site in sites if site.kind is SiteKind.DENSE),
+        temporal=tuple(site for site in sites if site.kind is SiteKind.TEMPORAL),
+        kept=tuple(
+            [
+                KeptLayer(layer.name, layer.op.value, reasons[layer.name])
+                for layer in layers
+                if layer.name in reasons
+            ]
+            + list(model.odd_layers)
+        ),
+        all_layers=tuple(layers),
+        excluded=excluded,
+        strict_temporal=path.strict,
+    )
+
+
+def _group(model: FloatModel, layers: list[Layer], path: TemporalPath) -> list[Site]:
+    groups: dict[tuple[str, int, SiteKind], list[Layer]] = {}
+    for layer in layers:
+        tensor = model.input_of(layer).name or ""
+        kind = SiteKind.TEMPORAL if layer.name in path.projections else SiteKind.DENSE
+        groups.setdefault((tensor, layer.channel_axis, kind), []).append(layer)
+    return [
+        Site(tensor, kind, axis, members[0].in_channels, tuple(members))
+        for (tensor, axis, kind), members in groups.items()
+    ]
+
+
+def _too_narrow(layer: Layer) -> str | None:
+    per_group = layer.in_channels // layer.groups
+    if per_group < MIN_CHANNELS:
+        return f"{per_group} input channels per group, INT8 kernels need {MIN_CHANNELS}"
+    if layer.out_channels < MIN_CHANNELS:
+        return f"{layer.out_channels} output channels, INT8 kernels need {MIN_CHANNELS}"
+    return None
+
+
+def _kept_by_user(model: FloatModel, patterns: Iterable[str]) -> dict[str, str]:
+    reasons: dict[str, str] = {}
+    for pattern in patterns:
+        hits = [
+            name
+            for name, layer in model.layers.items()
+            if any(fnmatchcase(known, pattern) for known in _names(model.nodes[name], layer))
+        ]
+        if not hits:
+            raise UserError(
+                f"--keep {pattern!r} matches no layer; patterns match whole names of nodes or "
+                "weights (list them with -v), of operators such as MatMul or, where torch's "
+                "exporter noted them, of modules, for example '*time_emb_proj*'"
+            )
+        reasons |= dict.fromkeys(hits, f"--keep {pattern}")
+    return reasons
+
+
+def _names(node: ir.Node, layer: Layer) -> tuple[str, ...]:
+    """By what a user may call a layer."""
+    return layer.name, layer.weight, layer.op.value, module_path(node)
+
+
+def _end_layers(model: FloatModel) -> dict[str, str]:
+    """The layers that touch the latent, or write the output, with no other layer between."""
+    ends: dict[str, str] = {}
+    latent = next(value for value in model.graph.inputs if value.name == model.signature.latent)
+    seen: set[ir.Node] = set()
+    stack: list[ir.Node] = list(latent.consumers())
+    while stack:
+        node = stack.pop()
+        if node in seen or node.op_type in ("Shape", "Size"):
+            continue
+        seen.add(node)
+        if node.name in model.layers:
+            ends[node.name or ""] = "first layer"
+        else:
+            stack.extend(node.successors())
+    seen.clear()
+    stack = [p for value in model.graph.outputs if (p := value.producer()) is not None]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.name in model.layers:
+            ends[node.name or ""] = "last layer"
+        else:
+            stack.extend(node.predecessors())
+    return ends

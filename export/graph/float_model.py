@@ -1,0 +1,81 @@
+"""The float model, opened once: its graph, files, interface and layers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.graph.signature import ModelSignature
+from qvd_trt.export.graph.values import constant_array
+from qvd_trt.export.plan.sites import KeptLayer, Layer
+
+_BLOCK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class FloatModel:
+    """What every stage reads of the model; nothing writes to it.
+
+    Attributes:
+        path: The ONNX file.
+        files: It, and the files of its external data.
+        source: The model as the file has it, which ONNX Runtime runs. External weights stay on
+            disk until they are read.
+        prepared: The same function with named nodes and weights that are plain initializers,
+            which passes start from. Names of tensors are those of the file.
+        signature: Its interface.
+        layers: Every Conv, Gemm and MatMul with a constant weight that can be quantized, by the
+            node's name, in topological order.
+        odd_layers: Layers of a form that stays float.
+        nodes: The prepared graph's nodes by name.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    source: ir.Model
+    prepared: ir.Model
+    signature: ModelSignature
+    layers: Mapping[str, Layer]
+    odd_layers: tuple[KeptLayer, ...]
+    nodes: Mapping[str, ir.Node]
+
+    @cached_property
+    def digest(self) -> str:
+        """``sha256:<hex>`` of all files one after the other; read when first asked for."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            with file.open("rb") as stream:
+                while block := stream.read(_BLOCK_BYTES):
+                    digest.update(block)
+        return f"sha256:{digest.hexdigest()}"
+
+    @property
+    def graph(self) -> ir.Graph:
+        """The prepared graph."""
+        return self.prepared.graph
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def has_external_data(self) -> bool:
+        """Whether any weight lies in a file of its own."""
+        return len(self.files) > 1
+
+    def weight(self, name: str) -> AnyArray:
+        """The content of an initializer; read from disk each time where it is external."""
+        return constant_array(self.graph.initializers[name])
+
+    def input_of(self, layer: Layer) -> ir.Value:
+        """The activation that a layer reads."""
+        value = self.nodes[layer.name].inputs[0]
+        assert value is not None
+        return value

@@ -1,0 +1,81 @@
+"""Questions about one tensor: is it a constant, of which shape, on which inputs does it depend."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import onnx_ir as ir
+
+from qvd_trt.export.arrays import AnyArray
+
+_SHAPE_BARRIERS = {"Shape", "Size"}
+
+
+def nodes_by_name(graph: ir.Graph) -> dict[str, ir.Node]:
+    """The graph's nodes; every one has a unique name once the model is prepared."""
+    return {node.name or "": node for node in graph}
+
+
+def static_shape(value: ir.Value | None) -> tuple[int, ...]:
+    """The extents of a value whose shape is fixed, such as a weight.
+
+    Raises:
+        ValueError: the shape is unknown or symbolic.
+    """
+    if value is None or value.shape is None or not value.shape.is_static():
+        raise ValueError(f"{value} has no fixed shape")
+    return tuple(extent for extent in value.shape if isinstance(extent, int))
+
+
+def is_weight(value: ir.Value | None) -> bool:
+    """Whether a value is a constant initializer that callers cannot override."""
+    return value is not None and value.is_initializer() and not value.is_graph_input()
+
+
+def constant_array(value: ir.Value) -> AnyArray:
+    """The content of an initializer."""
+    assert value.const_value is not None
+    array: AnyArray = value.const_value.numpy()
+    return array
+
+
+def stored_value(value: ir.Value | None, through: Collection[str]) -> ir.Value | None:
+    """The initializer or Constant that a tensor comes from, or None.
+
+    Args:
+        value: The tensor.
+        through: Operators that may stand between, each with the tensor as its first input.
+    """
+    while value is not None and (producer := value.producer()) is not None:
+        if producer.op_type not in through:
+            return value if producer.op_type == "Constant" else None
+        value = producer.inputs[0]
+    return value if value is not None and value.is_initializer() else None
+
+
+def input_dependence(graph: ir.Graph) -> dict[ir.Value, frozenset[str]]:
+    """For every value, the names of the graph inputs that its *values* depend on.
+
+    Shape and Size are barriers: what is computed from extents alone depends on no input.
+    """
+    dependence: dict[ir.Value, frozenset[str]] = {
+        value: frozenset({value.name or ""}) for value in graph.inputs
+    }
+    for node in graph:
+        merged: frozenset[str] = frozenset()
+        if node.op_type not in _SHAPE_BARRIERS:
+            merged = merged.union(*(dependence.get(v, frozenset()) for v in all_inputs(node)))
+        for output in node.outputs:
+            dependence[output] = merged
+    return dependence
+
+
+def all_inputs(node: ir.Node) -> Iterable[ir.Value]:
+    """The node's inputs and everything that its subgraphs read from outside."""
+    for value in node.inputs:
+        if value is not None:
+            yield value
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph():
+                yield from all_inputs(inner)

@@ -1,0 +1,60 @@
+"""The uniform symmetric grid, as ONNX QuantizeLinear and TensorRT compute it, and its scales."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qvd_trt.export.arrays import Float32Array
+from qvd_trt.export.plan.quant_plan import WeightQuant
+from qvd_trt.export.targets import ScaleType
+
+MIN_SCALE = np.float32(1e-12)
+_SMALLEST_FP16_SCALE = np.float32(2.0**-20)
+
+
+def activation_levels(bits: int) -> tuple[int, int]:
+    """Lowest and highest code of an activation: -128..127 for 8 bits."""
+    return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+
+
+def weight_levels(bits: int) -> tuple[int, int]:
+    """Lowest and highest code of a weight, symmetric: -127..127 for 8 bits."""
+    return 1 - (1 << (bits - 1)), (1 << (bits - 1)) - 1
+
+
+def scale_for(absmax: float | Float32Array, bits: int) -> Float32Array:
+    """The scale at which ``absmax`` gets the highest code; never zero."""
+    _, highest = weight_levels(bits)
+    scale: Float32Array = np.maximum(np.asarray(absmax, np.float32) / highest, MIN_SCALE)
+    return scale
+
+
+def codes(values: Float32Array, scale: Float32Array, levels: tuple[int, int]) -> Float32Array:
+    """Round to the nearest code (ties to even), saturate at ``levels``; integral float32."""
+    rounded: Float32Array = np.rint(values / scale)
+    return np.clip(rounded, *levels)
+
+
+def quantize_dequantize(
+    values: Float32Array, scale: Float32Array, levels: tuple[int, int]
+) -> Float32Array:
+    """What the values become on the grid; shapes broadcast, float32."""
+    snapped: Float32Array = codes(values, scale, levels) * scale
+    return snapped
+
+
+def fake_quantized(weight: Float32Array, grid: WeightQuant) -> Float32Array:
+    """Quantize-dequantize ``[N, C, taps]`` with one scale per output channel."""
+    return quantize_dequantize(weight, grid.scales[:, None, None], weight_levels(grid.bits))
+
+
+def representable_scale(scale: Float32Array | np.float32, scale_type: ScaleType) -> Float32Array:
+    """The scale as a target's file will hold it, still float32; codes are rounded against it.
+
+    fp16 scales keep at least four bits of a subnormal; smaller ones belong to channels that are
+    all but zero.
+    """
+    array = np.asarray(scale, np.float32)
+    if scale_type is ScaleType.FLOAT16:
+        array = np.maximum(array, _SMALLEST_FP16_SCALE).astype(np.float16).astype(np.float32)
+    return array

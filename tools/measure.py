@@ -1,0 +1,63 @@
+"""Measuring a plan on the calls that calibration kept out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from qvd_trt.calibrators.statistics.stats import HeldOutCall
+from qvd_trt.export.apply import ApplyOptions, apply_plan
+from qvd_trt.export.graph.float_model import FloatModel
+from qvd_trt.export.metrics import sqnr
+from qvd_trt.export.model import save_model
+from qvd_trt.export.plan.quant_plan import QuantPlan
+from qvd_trt.export.progress import Progress
+from qvd_trt.export.session import open_session, run_session
+from qvd_trt.export.targets import TARGETS, FloatType
+from qvd_trt.tools.report import HeldOutScore
+
+REFERENCE = ApplyOptions(TARGETS["ort"], FloatType.FP32)
+"""Held-out calls are measured in float32 around the Q/DQ nodes: ONNX Runtime's CPU kernels have no
+fp16 arithmetic, so a lower type would be measured with roundings that no engine makes."""
+
+
+def measure(
+    model: FloatModel, plan: QuantPlan, calls: Sequence[HeldOutCall], progress: Progress
+) -> tuple[HeldOutScore, ...]:
+    """SQNR of the prediction against the float model's, call by call, in call order.
+
+    Args:
+        model: The float model.
+        plan: Its plan; Q and DQ are executed as written.
+        calls: Inputs and float predictions.
+        progress: Shown one unit per call.
+
+    Raises:
+        UserError: the model does not run.
+    """
+    if not calls:
+        return ()
+    with tempfile.TemporaryDirectory(prefix="qvd-") as folder:
+        reference = Path(folder) / "reference.onnx"
+        with progress.step("prepare measuring", None):
+            save_model(apply_plan(model, plan, REFERENCE), reference)
+        return measure_file(reference, calls, progress)
+
+
+def measure_file(
+    path: Path, calls: Sequence[HeldOutCall], progress: Progress
+) -> tuple[HeldOutScore, ...]:
+    """As :func:`measure`, of a QDQ file that ONNX Runtime runs."""
+    session = open_session(path, faithful_qdq=True)
+    name = session.get_outputs()[0].name
+    scores = []
+    with progress.step("measure", len(calls)) as advance:
+        for call in calls:
+            (output,) = run_session(session, [name], call.inputs)
+            error = sqnr(call.prediction, np.asarray(output, np.float32))
+            scores.append(HeldOutScore(call.timestep, round(error, 2)))
+            advance()
+    return tuple(scores)

@@ -1,0 +1,260 @@
+"""The main job: float ONNX in, calibrated QDQ ONNX out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
+from qvd_trt.calibrators.calibrate import CalibrationOptions, calibrate
+from qvd_trt.calibrators.solve import SolveOptions, solve
+from qvd_trt.calibrators.sources.open_source import open_source
+from qvd_trt.calibrators.sources.self_sampling import SelfSampling, SelfSamplingOptions
+from qvd_trt.calibrators.statistics.stats import ActivationStats
+from qvd_trt.calibrators.statistics.stats_file import (
+    check_belongs,
+    check_sound,
+    load_stats,
+    save_stats,
+)
+from qvd_trt.export.apply import apply_plan, check_plan, check_target
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.files import same_file, write_atomically, written_together
+from qvd_trt.export.graph.find_sites import find_sites
+from qvd_trt.export.graph.float_model import FloatModel
+from qvd_trt.export.graph.signature import ModelSignature
+from qvd_trt.export.model import data_path, open_model, save_model
+from qvd_trt.export.plan.plan_json import load_plan, save_plan
+from qvd_trt.export.plan.quant_plan import QuantPlan
+from qvd_trt.export.plan.sites import GraphSites, KeptLayer
+from qvd_trt.export.progress import SILENT, Progress
+from qvd_trt.tools.measure import measure
+from qvd_trt.tools.report import (
+    HeldOutScore,
+    QuantizationReport,
+    TemporalScore,
+    int8_share,
+    weakest_layers,
+)
+from qvd_trt.tools.request import (
+    QuantizeRequest,
+    check_paths,
+    plan_path,
+    refuse_overwriting,
+    report_path,
+)
+
+
+def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> QuantizationReport:
+    """Calibrate, solve, rewrite, measure and write: the whole of ``qvd-export``.
+
+    Writes the QDQ model and, beside it, its plan and its report. The input is only ever read.
+
+    Raises:
+        UserError: anything wrong with the inputs; nothing is written then.
+    """
+    check_paths(request)
+    given = None if request.plan is None else load_plan(request.plan)
+    clock = _Clock()
+    with clock.measure("load"), progress.step("load", None):
+        model = open_model(request.model, request.timestep_input, request.latent_input)
+        refuse_overwriting(request.output, model.files)
+        sites = find_sites(model, request.keep)
+        empty = QuantPlan(model.digest, request.bits, request.algorithm, (), (), ())
+        if given is None:
+            check_target(model, empty, request.apply)
+        else:
+            _check_given(request, given, model)
+    with clock.measure("calibrate"):
+        calibration = _statistics(request, model, sites, progress)
+    with clock.measure("solve"):
+        plan = given or _make_plan(request, model, sites, calibration.stats, progress)
+    with clock.measure("measure"):
+        held_out = () if calibration.stats is None else calibration.stats.held_out
+        scores = measure(model, plan, held_out, progress)
+    with written_together(request.output) as staged:
+        with clock.measure("write"), progress.step("write", None):
+            emitted = apply_plan(model, plan, request.apply)
+            save_model(emitted, staged, external=model.has_external_data or None)
+            if not same_file(request.plan, plan_path(request.output)):
+                save_plan(plan, plan_path(staged))
+            quantized_bytes = sum(file.stat().st_size for file in _model_files(staged))
+        report = _report(
+            request, model, sites, plan, calibration, scores, quantized_bytes, clock.seconds
+        )
+        write_atomically(report_path(staged), report.to_json().encode())
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Calibration:
+    stats: ActivationStats | None
+    description: str
+    warnings: tuple[str, ...] = ()
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+
+
+def _check_given(request: QuantizeRequest, given: QuantPlan, model: FloatModel) -> None:
+    """Refuse early a given plan that the model or the target does not fit."""
+    if given.model_hash != model.digest:
+        raise UserError(
+            f"--plan: {request.plan} was made for another model; make it again for this one"
+        )
+    _refuse_empty(given)
+    check_plan(model, given)
+    check_target(model, given, request.apply)
+
+
+def _refuse_empty(plan: QuantPlan) -> None:
+    if not any(plan.layers()):
+        raise UserError("the plan quantizes no layer; see --keep, --min-sqnr and --temporal")
+
+
+def _statistics(
+    request: QuantizeRequest, model: FloatModel, sites: GraphSites, progress: Progress
+) -> _Calibration:
+    if request.plan is None and request.bits.is_float:
+        return _Calibration(None, "none (nothing is quantized)")
+    if request.stats is not None and request.stats.exists():
+        stats = load_stats(request.stats)
+        check_belongs(stats, model, request.stats)
+        check_sound(stats, sites, request.stats)
+        return _Calibration(stats, f"statistics of {request.stats}", _unused(request))
+    if request.plan is not None and not request.calibration and request.stats is None:
+        return _Calibration(None, "none (plan given)")
+    warnings: tuple[str, ...] = ()
+    if request.calibration:
+        source = open_source(request.calibration, model.signature)
+    else:
+        source, warnings = _self_sampling(request.sampling, model.signature)
+    sweep = request.training_timesteps
+    options = CalibrationOptions(
+        rows=_needs_rows(request),
+        sweep_training_timesteps=bool(request.calibration) if sweep is None else sweep,
+        providers=request.providers,
+    )
+    stats = calibrate(model, sites, source, options, progress)
+    if request.stats is not None:
+        save_stats(stats, request.stats)
+    return _Calibration(stats, source.describe(), warnings)
+
+
+def _needs_rows(request: QuantizeRequest) -> bool:
+    """Whether the algorithm needs sample rows, or any may when the statistics are kept."""
+    return request.stats is not None or ALGORITHMS[request.algorithm].needs_rows
+
+
+def _unused(request: QuantizeRequest) -> tuple[str, ...]:
+    if not request.calibration:
+        return ()
+    return (f"--calib is not read: {request.stats} exists; delete it to calibrate again",)
+
+
+def _self_sampling(
+    options: SelfSamplingOptions, signature: ModelSignature
+) -> tuple[SelfSampling, tuple[str, ...]]:
+    source = SelfSampling(options, signature)
+    drawn = source.drawn_inputs()
+    if not drawn:
+        return source, ()
+    names = ", ".join(drawn)
+    return source, (
+        f"inputs drawn at random: {names}; give real ones with --inputs FILE.npz, "
+        "or recorded calls with --calib",
+    )
+
+
+def _make_plan(
+    request: QuantizeRequest,
+    model: FloatModel,
+    sites: GraphSites,
+    stats: ActivationStats | None,
+    progress: Progress,
+) -> QuantPlan:
+    if request.bits.is_float:
+        kept = tuple(
+            KeptLayer(layer.name, layer.op, f"--bits {request.bits}") for layer in sites.all_layers
+        )
+        return QuantPlan(model.digest, request.bits, request.algorithm, (), (), kept)
+    assert stats is not None
+    algorithm = ALGORITHMS[request.algorithm]
+    options = SolveOptions(
+        bits=request.bits,
+        algorithm=algorithm,
+        temporal_quantizer=request.temporal_quantizer or algorithm.temporal_quantizer,
+        min_sqnr=request.min_sqnr,
+        shift_padded=request.apply.target.shifts_padded,
+    )
+    with progress.step("solve", len(sites.dense) + len(sites.temporal)) as advance:
+        plan = solve(sites, stats, model.weight, options, advance)
+    _refuse_empty(plan)
+    return plan
+
+
+def _model_files(path: Path) -> list[Path]:
+    """A written model and its weights, where they have a file of their own."""
+    return [file for file in (path, data_path(path)) if file.exists()]
+
+
+def _report(
+    request: QuantizeRequest,
+    model: FloatModel,
+    sites: GraphSites,
+    plan: QuantPlan,
+    calibration: _Calibration,
+    scores: tuple[HeldOutScore, ...],
+    quantized_bytes: int,
+    seconds: dict[str, float],
+) -> QuantizationReport:
+    activations = [site.activation for site in plan.dense if site.activation is not None]
+    share = None
+    if calibration.stats is not None:
+        share = int8_share(
+            plan, sites.all_layers, sites.excluded, calibration.stats.output_elements
+        )
+    return QuantizationReport(
+        model=str(request.model),
+        output=str(request.output),
+        plan=str(plan_path(request.output)),
+        report=str(report_path(request.output)),
+        bits=str(plan.bits),
+        algorithm=plan.algorithm,
+        target=request.apply.target.name,
+        dtype=request.apply.float_type.value,
+        calibration=calibration.description,
+        warnings=calibration.warnings,
+        dense_sites=len(plan.dense),
+        shifted_sites=sum(activation.shift is not None for activation in activations),
+        smoothed_sites=sum(activation.smooth is not None for activation in activations),
+        quantized_layers=sum(1 for _ in plan.layers()),
+        kept=plan.kept,
+        temporal=tuple(
+            TemporalScore(
+                site.tensor,
+                site.quantizer,
+                len(site.layers),
+                round(site.td_score_before, 4),
+                round(site.td_score_after, 4),
+            )
+            for site in plan.temporal
+        ),
+        int8_share=share,
+        held_out=scores,
+        weakest=weakest_layers(plan),
+        float_bytes=model.bytes,
+        quantized_bytes=quantized_bytes,
+        seconds=seconds,
+    )

@@ -1,0 +1,132 @@
+"""What an export did and cost, as plain data for people and machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from qvd_trt.export.files import json_text
+from qvd_trt.export.plan.quant_plan import QuantPlan
+from qvd_trt.export.plan.sites import KeptLayer, Layer
+
+
+@dataclass(frozen=True, slots=True)
+class TemporalScore:
+    """One temporal site: TDScore of the uniform grid and of its codebook."""
+
+    tensor: str
+    quantizer: str
+    layers: int
+    td_score_before: float
+    td_score_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutScore:
+    """SQNR of the quantized prediction on one held-out call, in dB."""
+
+    timestep: float
+    sqnr: float
+
+
+@dataclass(frozen=True, slots=True)
+class WeakLayer:
+    """A quantized layer and the SQNR of its output on calibration rows, in dB."""
+
+    name: str
+    sqnr: float
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Share:
+    """Share of multiply-accumulates with int8 input and weight, 0 to 1.
+
+    Attributes:
+        all_layers: Among all Conv, Gemm and MatMul nodes with a constant weight.
+        eligible: The same without first and last layers and the time path.
+    """
+
+    all_layers: float
+    eligible: float
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationReport:
+    """The outcome of one export.
+
+    ``float_bytes`` and ``quantized_bytes`` are the sizes of the two models' files.
+    """
+
+    model: str
+    output: str
+    plan: str
+    report: str
+    bits: str
+    algorithm: str
+    target: str
+    dtype: str
+    calibration: str
+    warnings: tuple[str, ...]
+    dense_sites: int
+    shifted_sites: int
+    smoothed_sites: int
+    quantized_layers: int
+    kept: tuple[KeptLayer, ...]
+    temporal: tuple[TemporalScore, ...]
+    int8_share: Int8Share | None
+    held_out: tuple[HeldOutScore, ...]
+    weakest: tuple[WeakLayer, ...]
+    float_bytes: int
+    quantized_bytes: int
+    seconds: Mapping[str, float]
+
+    def mean_sqnr(self) -> float | None:
+        """Mean SQNR over the held-out calls, in dB."""
+        return float(np.mean([s.sqnr for s in self.held_out])) if self.held_out else None
+
+    def to_json(self) -> str:
+        """JSON with the mean of the held-out SQNR; numbers that JSON cannot write are strings."""
+        data = {**asdict(self), "held_out_mean_sqnr": self.mean_sqnr()}
+        return json_text(data)
+
+
+def int8_share(
+    plan: QuantPlan,
+    layers: Sequence[Layer],
+    excluded: frozenset[str],
+    output_elements: Mapping[str, float],
+) -> Int8Share:
+    """Weigh the layers by their multiply-accumulates per denoiser call.
+
+    Args:
+        plan: The plan; a layer counts when both its input and its weight are quantized densely.
+        layers: All layers of the graph.
+        excluded: Layers that ``eligible`` leaves out.
+        output_elements: Elements each layer writes per call.
+    """
+    int8 = {
+        quant.name
+        for site in plan.dense
+        if site.activation is not None
+        for quant in site.layers
+        if quant.weight is not None
+    }
+    macs = {layer.name: output_elements[layer.name] * layer.macs_per_output for layer in layers}
+
+    def share(names: Sequence[str]) -> float:
+        total = sum(macs[name] for name in names)
+        return sum(macs[name] for name in names if name in int8) / total if total else 0.0
+
+    names = [layer.name for layer in layers]
+    return Int8Share(
+        all_layers=share(names),
+        eligible=share([name for name in names if name not in excluded]),
+    )
+
+
+def weakest_layers(plan: QuantPlan, count: int = 5) -> tuple[WeakLayer, ...]:
+    """The quantized layers with the lowest measured SQNR, lowest first."""
+    measured = [WeakLayer(q.name, q.sqnr) for q in plan.layers() if q.sqnr is not None]
+    return tuple(sorted(measured, key=lambda layer: layer.sqnr)[:count])
