@@ -14,7 +14,7 @@ import pytest
 from qvd_trt.calibrators.bits import W8A8
 from qvd_trt.calibrators.ort_session import open_session
 from qvd_trt.calibrators.plan import Codebook, LayerQuant, QuantPlan, TemporalPlan
-from qvd_trt.calibrators.temporal.codebooks.table import codebook_from_levels
+from qvd_trt.calibrators.temporal.codebooks import codebook_from_levels
 from qvd_trt.export.apply_plan import ApplyOptions, apply_plan
 from qvd_trt.export.targets import TARGETS, FloatType, HtdqForm
 from tests.export.graphs import GraphBuilder, prepared
