@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from qvd_trt.calibrators.algorithms.base import Algorithm
+from qvd_trt.calibrators.algorithms.algorithm import Algorithm
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
 from qvd_trt.calibrators.arrays import AnyArray, Float32Array
 from qvd_trt.calibrators.bits import FLOAT_BITS, Bits
@@ -128,7 +128,7 @@ def _problem(
     found = stats.sites.get(site.tensor)
     if found is None:
         raise UserError(f"the statistics hold no site {site.tensor!r}; calibrate again")
-    if options.algorithm.requests().rows and any(w.key not in found.rows for w in site.windows):
+    if options.algorithm.needs_rows and any(w.key not in found.rows for w in site.windows):
         raise UserError(
             f"the statistics hold no sample rows, which --algorithm {options.algorithm.name} "
             "needs; calibrate again with this algorithm"

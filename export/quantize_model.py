@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
-from operator import or_
 from pathlib import Path
 
 import onnx_ir as ir
@@ -191,8 +189,8 @@ def _statistics(
 def _needs(request: QuantizeRequest) -> StatisticsRequest:
     """What the algorithm needs; what every algorithm needs when the statistics are kept."""
     if request.stats is None:
-        return ALGORITHMS[request.algorithm].requests()
-    return reduce(or_, (algorithm.requests() for algorithm in ALGORITHMS.values()))
+        return StatisticsRequest(rows=ALGORITHMS[request.algorithm].needs_rows)
+    return StatisticsRequest(rows=any(algorithm.needs_rows for algorithm in ALGORITHMS.values()))
 
 
 def _unused(request: QuantizeRequest) -> tuple[str, ...]:

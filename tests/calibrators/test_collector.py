@@ -14,7 +14,6 @@ import onnx
 import pytest
 from onnx import helper
 
-from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
 from qvd_trt.calibrators.collect.cached_stats import check_belongs
 from qvd_trt.calibrators.collect.calibrate import CalibrationTarget, calibrate
 from qvd_trt.calibrators.collect.collector import StatisticsCollector
@@ -565,7 +564,7 @@ def test_architectures_are_probed_without_a_change(
         subject = Subject(model.path, model.signature, model.sites)
         call = DenoiserCall(model.feeds(), 0, 0)
         expected = open_session(model.path).run(None, dict(call.inputs))[0]
-        found = subject.collector(ALGORITHMS["qvd"].requests()).observe(call)
+        found = subject.collector(ROWS).observe(call)
         np.testing.assert_array_equal(found, expected)
 
 

@@ -13,6 +13,7 @@ from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
 from qvd_trt.calibrators.arrays import AnyArray
 from qvd_trt.calibrators.bits import W8A8, Bits
 from qvd_trt.calibrators.collect.calibrate import CalibrationTarget, calibrate
+from qvd_trt.calibrators.collect.request import StatisticsRequest
 from qvd_trt.calibrators.plan import QuantPlan
 from qvd_trt.calibrators.progress import SilentProgress
 from qvd_trt.calibrators.solve import SolveOptions, solve
@@ -120,7 +121,7 @@ def calibrated_model(
     stats = calibrate(
         target,
         NoiseCalls(signature, calls),
-        ALGORITHMS["qvd"].requests(),
+        StatisticsRequest(rows=ALGORITHMS["qvd"].needs_rows),
         SilentProgress(),
         sweep_training_timesteps=False,
     )
