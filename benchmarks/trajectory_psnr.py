@@ -177,7 +177,7 @@ def main() -> None:
         batch=options.batch,
     )
     # The algorithm that needs most statistics first: the others then reuse its cache.
-    names = sorted(options.algorithms, key=lambda name: not ALGORITHMS[name].requests().rows)
+    names = sorted(options.algorithms, key=lambda name: not ALGORITHMS[name].needs_rows)
     variants = [(bits, name) for bits in options.bits for name in names]
     if not options.no_floor:
         variants.insert(0, (FLOOR, FLOOR))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from qvd_trt.calibrators.algorithms.base import Algorithm
+from qvd_trt.calibrators.algorithms.algorithm import Algorithm
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
 from qvd_trt.calibrators.statistics.stats import ActivationStats
 from qvd_trt.calibrators.temporal.solve_temporal_site import solve_temporal_site
@@ -134,7 +134,7 @@ def _problem(
     found = stats.sites.get(site.tensor)
     if found is None:
         raise UserError(f"the statistics hold no site {site.tensor!r}; calibrate again")
-    if options.algorithm.requests().rows and any(w.key not in found.rows for w in site.windows):
+    if options.algorithm.needs_rows and any(w.key not in found.rows for w in site.windows):
         raise UserError(
             f"the statistics hold no sample rows, which --algorithm {options.algorithm.name} "
             "needs; calibrate again with this algorithm"

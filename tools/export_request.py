@@ -79,7 +79,7 @@ def _check_min_sqnr(min_sqnr: float | None, algorithm: str) -> None:
         return
     if not math.isfinite(min_sqnr):
         raise UserError(f"--min-sqnr: {min_sqnr} is not supported; use a number of dB")
-    measuring = [name for name, entry in ALGORITHMS.items() if entry.requests().rows]
+    measuring = [name for name, entry in ALGORITHMS.items() if entry.needs_rows]
     if algorithm not in measuring:
         raise UserError(
             f"--min-sqnr needs an algorithm that measures layers; use one of {', '.join(measuring)}"

@@ -1,1 +1,1 @@
-"""One file per calibration algorithm, and the registry of them."""
+"""Calibration algorithms for dense sites: QVD's gate, the baselines, and the registry of them."""

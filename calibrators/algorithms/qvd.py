@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from qvd_trt.calibrators.algorithms.layer_plans import (
-    absmax_weights,
-    mse_weights,
-    plan_site,
-)
+from qvd_trt.calibrators.algorithms.algorithm import Algorithm, absmax_weights, mse_weights
 from qvd_trt.calibrators.algorithms.problem import (
     Reference,
     SiteProblem,
@@ -24,9 +20,8 @@ from qvd_trt.calibrators.algorithms.scri_scale import (
     mid_shift,
     smooth_scale,
 )
-from qvd_trt.calibrators.statistics.request import StatisticsRequest
 from qvd_trt.export.arrays import Float32Array
-from qvd_trt.export.plan.quant_plan import FLOAT_BITS, ActivationQuant, DensePlan
+from qvd_trt.export.plan.quant_plan import FLOAT_BITS, ActivationQuant
 
 ALPHAS = (0.35, 0.5, 0.65, 0.8, 1.0)
 
@@ -51,41 +46,27 @@ PAD_BEFORE_SHIFT_COST = 1.10
 node costs more than INT8 gains, a target forbids such shifts (``TargetProfile.shifts_padded``)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Qvd:
+def gated_grid(problem: SiteProblem) -> ActivationQuant:
     """Shift and alpha by the least error of the layers' outputs, then headroom or clipping.
 
-    The paper (arXiv 2407.11585) shifts everywhere; METHOD says why the gate is needed: under
-    scattered channel scales a mid shift alone can be worse than nothing.
+    The map is chosen first and clipped only where that clearly pays. The paper (arXiv 2407.11585)
+    shifts everywhere; METHOD says why the gate is needed: under scattered channel scales a mid
+    shift alone can be worse than nothing.
     """
+    search = problem.thinned(SEARCH_ROWS)
+    references = {layer.name: reference_output(search, layer) for layer in problem.site.layers}
 
-    name: str = "qvd"
-    temporal_quantizer: str = "hidi"
+    def cost(grid: ActivationQuant) -> float:
+        return _cost(search, references, grid)
 
-    def requests(self) -> StatisticsRequest:
-        """Sample rows, to measure the layers' outputs."""
-        return StatisticsRequest(rows=True)
-
-    def solve(self, problem: SiteProblem) -> DensePlan:
-        """Choose the map first, then clip it only where that clearly pays."""
-        if problem.bits.activation == FLOAT_BITS:
-            return plan_site(problem, None, mse_weights, correct_bias=True)
-        search = problem.thinned(SEARCH_ROWS)
-        references = {layer.name: reference_output(search, layer) for layer in problem.site.layers}
-
-        def cost(grid: ActivationQuant) -> float:
-            return _cost(search, references, grid)
-
-        maps = sorted(
-            (_scaled(affine_grid(problem, *pair), HEADROOM) for pair in _maps(problem)), key=cost
-        )
-        best = maps[0]
-        clipped = min(
-            (_scaled(grid, ratio) for grid in maps[:FINALISTS] for ratio in CLIP_RATIOS), key=cost
-        )
-        if cost(clipped) < CLIP_GAIN * cost(best):
-            best = clipped
-        return plan_site(problem, best, mse_weights, correct_bias=True)
+    maps = sorted(
+        (_scaled(affine_grid(problem, *pair), HEADROOM) for pair in _maps(problem)), key=cost
+    )
+    best = maps[0]
+    clipped = min(
+        (_scaled(grid, ratio) for grid in maps[:FINALISTS] for ratio in CLIP_RATIOS), key=cost
+    )
+    return clipped if cost(clipped) < CLIP_GAIN * cost(best) else best
 
 
 def _scaled(grid: ActivationQuant, ratio: float) -> ActivationQuant:
@@ -116,3 +97,13 @@ def _cost(
     if activation.shift is not None and problem.site.padded:
         total *= PAD_BEFORE_SHIFT_COST
     return total
+
+
+QVD = Algorithm(
+    name="qvd",
+    temporal_quantizer="hidi",
+    needs_rows=True,
+    choose_grid=gated_grid,
+    weight_grid=mse_weights,
+    correct_bias=True,
+)

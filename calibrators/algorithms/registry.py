@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from qvd_trt.calibrators.algorithms.base import Algorithm
-from qvd_trt.calibrators.algorithms.minmax import MinMax
-from qvd_trt.calibrators.algorithms.mse import Mse
-from qvd_trt.calibrators.algorithms.percentile import Percentile
-from qvd_trt.calibrators.algorithms.qvd import Qvd
-from qvd_trt.calibrators.algorithms.shift_only import ShiftOnly
-from qvd_trt.calibrators.algorithms.smoothquant import SmoothQuant
+from qvd_trt.calibrators.algorithms.algorithm import Algorithm
+from qvd_trt.calibrators.algorithms.baselines import MINMAX, MSE, PERCENTILE, SHIFT, SMOOTHQUANT
+from qvd_trt.calibrators.algorithms.qvd import QVD
 
-_ALL: tuple[Algorithm, ...] = (
-    Qvd(),
-    ShiftOnly(),
-    SmoothQuant(),
-    Mse(),
-    Percentile(),
-    MinMax(),
-)
-
-ALGORITHMS: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in _ALL}
+ALGORITHMS: dict[str, Algorithm] = {
+    algorithm.name: algorithm for algorithm in (QVD, SHIFT, SMOOTHQUANT, MSE, PERCENTILE, MINMAX)
+}

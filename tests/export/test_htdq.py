@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qvd_trt.calibrators.temporal.codebooks.table import codebook_from_levels
+from qvd_trt.calibrators.temporal.codebooks import codebook_from_levels
 from qvd_trt.export.apply import ApplyOptions, apply_plan
 from qvd_trt.export.plan.quant_plan import W8A8, Codebook, LayerQuant, QuantPlan, TemporalPlan
 from qvd_trt.export.session import open_session

@@ -1,47 +1,36 @@
-"""Lloyd-Max: the levels of least squared error, found by alternating cells and centroids."""
+"""Lloyd-Max: the levels of least squared error, and the row weights that make it HiDi-TQ."""
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from qvd_trt.calibrators.statistics.stats import TemporalFeatures
-from qvd_trt.calibrators.temporal.codebooks.mu_law import best_mu_law
-from qvd_trt.calibrators.temporal.codebooks.table import codebook_from_levels, level_count
-from qvd_trt.calibrators.temporal.codebooks.weighted_values import WeightedValues, collect
+from qvd_trt.calibrators.temporal.td_score import separation
+from qvd_trt.calibrators.temporal.weighted_values import WeightedValues
 from qvd_trt.export.arrays import Float64Array
-from qvd_trt.export.plan.quant_plan import Codebook
 
 _ITERATIONS = 3000
 _TOLERANCE = 1e-9
 """Stops when no level moved by more than this share of the range."""
 
-
-def build_lloyd_max(features: TemporalFeatures, bits: int) -> Codebook:
-    """Lloyd's algorithm, every value of weight one, from the best mu-law grid.
-
-    Lossless when the values have at most ``2^bits`` distinct values.
-
-    Raises:
-        ValueError: ``bits`` is not 1 to 8, or the features are empty or not finite.
-    """
-    return weighted_lloyd(collect(features), level_count(bits))
+_SEPARATION_FLOOR = 0.01
+"""Least separation that counts, as a share of the median."""
 
 
-def weighted_lloyd(data: WeightedValues, count: int) -> Codebook:
-    """At most ``count`` levels; the weighted error is never above that of the best mu-law grid.
+def lloyd_max(data: WeightedValues, start: Float64Array) -> Float64Array:
+    """Lloyd's algorithm: cells of nearest values and their weighted means, in turn.
 
     An iteration costs O(L log N): cells are found by bisection and centroids from running sums. A
     level whose cell is empty moves into the cell of largest error.
+
+    Args:
+        data: What the levels shall fit.
+        start: ``[L]`` ascending levels.
+
+    Returns:
+        ``[L]`` float64 ascending levels.
     """
-    if len(data.values) <= count:
-        return codebook_from_levels(data.values)
-    start = best_mu_law(data, count)
-    # Levels are rounded to float32 only now: the better of both is chosen after it.
-    found = (codebook_from_levels(_iterate(data, start)), codebook_from_levels(start))
-    return min(found, key=data.error)
-
-
-def _iterate(data: WeightedValues, start: Float64Array) -> Float64Array:
     levels = start
     tolerance = _TOLERANCE * (float(data.values[-1]) - float(data.values[0]))
     for _ in range(_ITERATIONS):
@@ -50,6 +39,24 @@ def _iterate(data: WeightedValues, start: Float64Array) -> Float64Array:
             return moved
         levels = moved
     return levels
+
+
+def hidi_row_weights(features: TemporalFeatures) -> Float64Array:
+    """``(median d / max(d_t, 0.01 median d))^2``, ``[S]``, with ``d_t`` the rows' separation.
+
+    By the triangle inequality the margin of TDScore is at least ``1 - 2 ||q_t - f_t|| / d_t``, so
+    the squared error weighted by ``1 / d_t^2`` bounds its loss (METHOD.md). ``d_t`` is floored at
+    1 % of its median: one pair of rows that are equal but for rounding must not take the whole
+    codebook. Rows without a rival get the least weight, as no error can confuse them; when no row
+    has one, all weights are 1.
+    """
+    distance = separation(features.values, features.timesteps)
+    told = np.isfinite(distance)
+    if not told.any():
+        return np.ones(len(distance))
+    median = float(np.median(distance[told]))
+    weights = np.square(median / np.maximum(distance, _SEPARATION_FLOOR * median))
+    return np.where(told, weights, weights[told].min())
 
 
 def _step(data: WeightedValues, levels: Float64Array) -> Float64Array:
@@ -68,8 +75,8 @@ def _step(data: WeightedValues, levels: Float64Array) -> Float64Array:
 def _refill(
     data: WeightedValues,
     levels: Float64Array,
-    borders: np.ndarray[tuple[int], np.dtype[np.intp]],
-    held: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    borders: npt.NDArray[np.intp],
+    held: npt.NDArray[np.bool_],
     spread: Float64Array,
 ) -> Float64Array:
     """Put the levels of empty cells at the far end of the cells of largest error."""

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from qvd_trt.calibrators.statistics.stats import TemporalFeatures
-from qvd_trt.calibrators.temporal.codebooks.table import value_range
 from qvd_trt.export.arrays import Float32Array, Float64Array
 from qvd_trt.export.plan.quant_plan import Codebook
 
@@ -58,14 +57,11 @@ def collect(features: TemporalFeatures, row_weights: Float64Array | None = None)
     """Sort and merge the values of ``features``, ``[S, C]``; O(N log N) once.
 
     Args:
-        features: The temporal feature.
+        features: The temporal feature; finite and not empty.
         row_weights: ``[S]``, not negative, one weight for all values of a row; ones by default, and
             also when they are all zero.
-
-    Raises:
-        ValueError: the features are empty or not finite.
     """
-    low, high = value_range(features)
+    low, high = features.values.min(), features.values.max()
     rows, channels = features.values.shape
     weights = np.ones(rows) if row_weights is None or not row_weights.any() else row_weights
     flat = features.values.reshape(-1)
