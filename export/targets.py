@@ -45,7 +45,7 @@ class HtdqForm(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class TargetProfile:
-    """What one runtime wants (docs/design.md says where each rule was measured).
+    """What one runtime wants (docs/design.md#targets).
 
     Attributes:
         name: As written in ``--target``.
@@ -59,7 +59,7 @@ class TargetProfile:
         shifts_padded: Whether plans solved for it may shift in front of a zero-padded convolution.
             A given plan is applied as it is.
         spares_tensorrt8: Whether to leave out what TensorRT 8.6 misreads or cannot build
-            (docs/design.md).
+            (docs/tensorrt8.md).
     """
 
     name: str

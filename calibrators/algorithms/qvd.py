@@ -50,7 +50,7 @@ def gated_grid(problem: SiteProblem) -> ActivationQuant:
     """Shift and alpha by the least error of the layers' outputs, then headroom or clipping.
 
     The map is chosen first and clipped only where that clearly pays. The paper (arXiv 2407.11585)
-    shifts everywhere; METHOD says why the gate is needed: under scattered channel scales a mid
+    shifts everywhere; docs/method.md#gate says why that needs a gate: under scattered scales a mid
     shift alone can be worse than nothing.
     """
     search = problem.thinned(SEARCH_ROWS)

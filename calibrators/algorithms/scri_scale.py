@@ -15,7 +15,7 @@ _DEAD_CHANNEL = np.float32(1e-4)
 
 
 def mid_shift(problem: SiteProblem) -> Float32Array:
-    """``z_c = (max_c + min_c) / 2``, ``[C]`` (METHOD, SCRI)."""
+    """``z_c = (max_c + min_c) / 2``, ``[C]`` (docs/method.md#scri)."""
     low, high = problem.channel_range()
     middle: Float32Array = (low + high) * np.float32(0.5)
     return middle

@@ -76,8 +76,7 @@ def uniform_levels(features: TemporalFeatures, count: int) -> Float64Array:
     """The symmetric min-max integer grid: codes times ``max|x| / (2^(bits-1) - 1)``."""
     half = count // 2
     step = _largest(features) / max(half - 1, 1)
-    levels: Float64Array = np.arange(-half, half) * step
-    return levels
+    return np.arange(-half, half, dtype=np.float64) * step
 
 
 def uniform_asymmetric_levels(features: TemporalFeatures, count: int) -> AnyArray:

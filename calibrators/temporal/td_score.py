@@ -15,7 +15,7 @@ _Real = npt.NDArray[np.floating]
 
 
 def td_score(features: _Real, quantized: _Real, timesteps: _Real) -> float:
-    """Mean, clipped margin of nearest-neighbour retrieval of the timestep (METHOD.md, section 1).
+    """Mean, clipped margin of nearest-neighbour retrieval of the timestep (docs/method.md#tdscore).
 
     With ``f_t`` the feature and ``q_t`` its quantized value::
 

@@ -120,7 +120,7 @@ class TestQvd:
 
     @pytest.mark.parametrize("seed", range(5))
     def test_shift_alone_can_be_worse_than_nothing(self, seed: int) -> None:
-        """The reason for the gate (METHOD, SCRI).
+        """The reason for the gate (docs/method.md#gate).
 
         Channels of scattered scales that the next weights undo, mostly near zero with a tail on
         one side: a small channel has the code 0 throughout, which a mid shift moves to the middle

@@ -13,13 +13,16 @@ from qvd_trt.export.passes.edits import add_initializer
 from qvd_trt.export.passes.opset.schema import check_node, describe, least_ir_version
 
 LOWEST, HIGHEST = 17, 23
+_FIRST_OF_CONVERTER = 18
+_NEW_GROUP_NORM = 21
 
 
 class RaiseOpset(ir.passes.InPlacePass):
     """Rewrite a graph so that it means the same at a higher opset of the default domain.
 
-    Names, metadata and model-local functions stay (``onnx.version_converter`` drops the latter
-    two). Functions keep the opset that they import.
+    From 18 on by onnxscript's version converter; it knows nothing older, and goes on without a
+    word past a GroupNormalization that it cannot rewrite, which is an error here. Names stay;
+    model-local functions are inlined.
 
     Args:
         target: The opset wanted, 18 to 23. A graph that is there already is left alone.
@@ -48,14 +51,28 @@ class RaiseOpset(ir.passes.InPlacePass):
         source = model.opset_imports[""]
         if source >= self._target:
             return ir.passes.PassResult(model, False)
-        for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
-            change, rewrite = _CHANGES.get(node.op_type, (0, _refuse))
-            if not node.domain and source < change <= self._target:
-                rewrite(node)
+        if source < _FIRST_OF_CONVERTER:
+            for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+                rewrite = _CHANGES_OF_18.get(node.op_type)
+                if not node.domain and rewrite is not None:
+                    rewrite(node)
+            model.opset_imports[""] = _FIRST_OF_CONVERTER
+        if model.opset_imports[""] < self._target:
+            for node in ir.traversal.RecursiveGraphIterator(model.graph):
+                if model.opset_imports[""] < _NEW_GROUP_NORM <= self._target:
+                    _refuse_unknown_group_norm(node)
+            _convert(model, self._target)
+        for node in ir.traversal.RecursiveGraphIterator(model.graph):
             check_node(node, source, self._target)
-        model.opset_imports[""] = self._target
         model.ir_version = max(model.ir_version, least_ir_version(self._target))
         return ir.passes.PassResult(model, True)
+
+
+def _convert(model: ir.Model, target: int) -> None:
+    # Here, because most exports raise nothing and the import takes a second.
+    from onnxscript.version_converter import convert_version
+
+    convert_version(model, target)
 
 
 def _reduce(node: ir.Node) -> None:
@@ -76,26 +93,25 @@ def _split(node: ir.Node) -> None:
         node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(node.outputs))
 
 
-def _grid_sample(node: ir.Node) -> None:
-    """Rename the modes."""
-    names = {"bilinear": "linear", "bicubic": "cubic", "nearest": "nearest"}
-    mode = names[node.attributes.get_string("mode", "bilinear")]
-    node.attributes["mode"] = ir.AttrString("mode", mode)
-
-
-def _refuse(node: ir.Node) -> None:
-    raise UserError(f"{describe(node)}: it means something else in the newer opset; export with it")
+def _refuse_unknown_group_norm(node: ir.Node) -> None:
+    """Scale and bias are per channel from 21 on; the converter needs all shapes to spread them."""
+    if node.domain or node.op_type != "GroupNormalization":
+        return
+    x, scale, bias = node.inputs[:3]
+    known = x is not None and x.shape is not None and isinstance(x.shape[1], int)
+    for value in (scale, bias):
+        known = known and value is not None and value.shape is not None
+        known = known and value.shape.is_static()  # type: ignore[union-attr]
+    if not known:
+        raise UserError(
+            f"{describe(node)}: it means something else from opset {_NEW_GROUP_NORM} on, and its "
+            "channels are not known; export with that opset"
+        )
 
 
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
 
-_CHANGES: Mapping[str, tuple[int, Callable[[ir.Node], None]]] = MappingProxyType(
-    {
-        **{f"Reduce{name}": (18, _reduce) for name in _REDUCTIONS},
-        "DFT": (20, _refuse),
-        "GridSample": (20, _grid_sample),
-        "GroupNormalization": (21, _refuse),
-        "Split": (18, _split),
-    }
+_CHANGES_OF_18: Mapping[str, Callable[[ir.Node], None]] = MappingProxyType(
+    {**{f"Reduce{name}": _reduce for name in _REDUCTIONS}, "Split": _split}
 )
-"""By operator: the opset that changed it, and the rewrite."""
+"""By operator, what opset 18 changed."""
