@@ -11,8 +11,7 @@ from qvd_trt.calibrators.errors import UserError
 from qvd_trt.tools.engine.build_request import BuildRequest
 from qvd_trt.tools.engine.onnx_file import HtdqUse, OnnxFile
 from qvd_trt.tools.engine.tensorrt_install import RuntimeKind, Version, product_label
-from qvd_trt.trt_plugins.errors import PluginError
-from qvd_trt.trt_plugins.library import find_library
+from qvd_trt.trt_plugins.library import PluginError, find_library
 
 FIRST_WITH_FUNCTIONS: Version = (9,)
 FIRST_PREFERRING_PLUGIN: Version = (10, 7)
