@@ -12,6 +12,8 @@ HTDQ_DOMAIN = "qvd"
 HTDQ_OP = "HTDQ"
 PLUGIN_NAMESPACE = "qvd"
 PLUGIN_VERSION = "1"
+HTDQ_SUFFIX = "/qvd/htdq"
+"""What the node and its output add to the name of the feature."""
 
 
 class InsertHtdq(ir.passes.InPlacePass):
@@ -48,9 +50,9 @@ def htdq_node(feature: ir.Value, codebook: Codebook) -> ir.Node:
             "plugin_version": PLUGIN_VERSION,
         },
         domain=HTDQ_DOMAIN,
-        name=f"{feature.name}/qvd/htdq",
+        name=f"{feature.name}{HTDQ_SUFFIX}",
     )
     output = node.outputs[0]
-    output.name = f"{feature.name}/qvd/htdq"
+    output.name = f"{feature.name}{HTDQ_SUFFIX}"
     output.shape, output.type = feature.shape, feature.type
     return node
