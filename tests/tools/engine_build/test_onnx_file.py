@@ -43,10 +43,10 @@ def layers(path: Path) -> list[WeightLayer]:
     return list(weight_layers(read_onnx(path)))
 
 
-def pair(source: str, result: str, **axis: int) -> list[onnx.NodeProto]:
+def pair(source: str, result: str) -> list[onnx.NodeProto]:
     return [
-        helper.make_node("QuantizeLinear", [source, f"{source}_s"], [f"{source}_q"], **axis),
-        helper.make_node("DequantizeLinear", [f"{source}_q", f"{source}_s"], [result], **axis),
+        helper.make_node("QuantizeLinear", [source, f"{source}_s"], [f"{source}_q"]),
+        helper.make_node("DequantizeLinear", [f"{source}_q", f"{source}_s"], [result]),
     ]
 
 
