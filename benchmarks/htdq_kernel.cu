@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "../trt_plugins/test/cuda_check.h"
-#include "htdq_kernel.h"
+#include "htdq/kernel.h"
 
 namespace {
 

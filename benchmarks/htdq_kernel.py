@@ -127,7 +127,7 @@ def sanitize(steps: Steps) -> None:
 def measure(steps: Steps, folder: Path) -> list[Timing]:
     """Build the timing program, count its wide loads and stores, and run it."""
     program = folder / "htdq_kernel"
-    sources = [SOURCES / "src" / "htdq_kernel.cu", SOURCES / "src" / "htdq_table.cpp"]
+    sources = [SOURCES / "src" / "htdq" / name for name in ("kernel.cu", "table.cpp")]
     flags = ["-std=c++17", "-O3", "-arch=native", f"-I{SOURCES / 'src'}"]
     source = ROOT / "benchmarks" / "htdq_kernel.cu"
     command: list[str | Path] = [find_nvcc(), *flags, source, *sources, "-o", program]

@@ -14,7 +14,7 @@ from qvd_trt.calibrators.temporal.sweep import TemporalSweep, training_timesteps
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.plan.sites import GraphSites
-from qvd_trt.export.progress import Progress
+from qvd_trt.export.progress import SILENT, Progress
 from qvd_trt.export.session import CPU
 
 HELD_OUT_CALLS = 8
@@ -45,7 +45,7 @@ def calibrate(
     sites: GraphSites,
     source: CalibrationSource,
     options: CalibrationOptions,
-    progress: Progress,
+    progress: Progress = SILENT,
 ) -> ActivationStats:
     """Run every call of the source through the float model once.
 

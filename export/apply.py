@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from qvd_trt import __version__
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.passes.fold_scri import FoldScri
@@ -144,14 +144,6 @@ def check_plan(model: FloatModel, plan: QuantPlan) -> None:
                     )
 
 
-def package_version() -> str:
-    """The installed version of qvd-trt, or ``unknown``."""
-    try:
-        return version("qvd-trt")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def _check_opset(opset: int, options: ApplyOptions) -> None:
     lowest = min(LOWEST, options.target.min_opset(options.float_type))
     if not lowest <= opset <= HIGHEST:
@@ -164,7 +156,7 @@ def _check_opset(opset: int, options: ApplyOptions) -> None:
 def _metadata(plan: QuantPlan, options: ApplyOptions) -> dict[str, str]:
     """How the file was made, for its ``metadata_props``."""
     return {
-        "qvd.version": package_version(),
+        "qvd.version": __version__,
         "qvd.source": plan.model_hash,
         "qvd.algorithm": plan.algorithm,
         "qvd.bits": str(plan.bits),

@@ -14,7 +14,7 @@ from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.metrics import sqnr
 from qvd_trt.export.model import save_model
 from qvd_trt.export.plan.quant_plan import QuantPlan
-from qvd_trt.export.progress import Progress
+from qvd_trt.export.progress import SILENT, Progress
 from qvd_trt.export.session import open_session, run_session
 from qvd_trt.export.targets import TARGETS, FloatType
 from qvd_trt.tools.report import HeldOutScore
@@ -25,7 +25,10 @@ fp16 arithmetic, so a lower type would be measured with roundings that no engine
 
 
 def measure(
-    model: FloatModel, plan: QuantPlan, calls: Sequence[HeldOutCall], progress: Progress
+    model: FloatModel,
+    plan: QuantPlan,
+    calls: Sequence[HeldOutCall],
+    progress: Progress = SILENT,
 ) -> tuple[HeldOutScore, ...]:
     """SQNR of the prediction against the float model's, call by call, in call order.
 

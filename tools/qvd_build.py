@@ -17,7 +17,7 @@ from qvd_trt.tools.build_options import (
 from qvd_trt.tools.command_line import EXIT_OK, run_command
 
 if TYPE_CHECKING:
-    from qvd_trt.tools.engine.build_request import BuildRequest
+    from qvd_trt.tools.engine.build_plan import BuildRequest
     from qvd_trt.tools.engine.tensorrt_install import RuntimeKind, Version
 
 NAME = "qvd-build"
@@ -92,7 +92,7 @@ def read_request(options: argparse.Namespace) -> BuildRequest:
     Raises:
         UserError: One cannot be parsed.
     """
-    from qvd_trt.tools.engine.build_request import BuildRequest
+    from qvd_trt.tools.engine.build_plan import BuildRequest
     from qvd_trt.tools.engine.shape_ranges import parse_shape_range
 
     plugin = options.plugin

@@ -6,6 +6,6 @@ TensorRT runs the node as one kernel with the same results, bit for bit.
     python -m qvd_trt.trt_plugins build --tensorrt-root /opt/TensorRT-10.7
     trtexec --onnx=model.onnx --stronglyTyped --dynamicPlugins=$(python -m qvd_trt.trt_plugins path)
 
-``src/htdq_kernel.h`` is the kernel's interface, free of TensorRT. README.md in this folder says how
+``src/htdq/kernel.h`` is the kernel's interface, free of TensorRT. README.md in this folder says how
 each version of TensorRT loads the library.
 """

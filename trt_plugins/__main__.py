@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qvd_trt.trt_plugins.build import BuildRequest, build_library
-from qvd_trt.trt_plugins.errors import PluginError
-from qvd_trt.trt_plugins.library import LIBRARY_VARIABLE, find_library
+from qvd_trt.trt_plugins.library import LIBRARY_VARIABLE, PluginError, find_library
 
 NAME = "python -m qvd_trt.trt_plugins"
 EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130

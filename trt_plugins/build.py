@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qvd_trt.trt_plugins.errors import PluginError
-from qvd_trt.trt_plugins.library import LIBRARY_NAME, library_folder
+from qvd_trt.trt_plugins.library import LIBRARY_NAME, PluginError, library_folder
 
 SOURCES = Path(__file__).parent
 DEFAULT_CUDA = Path("/usr/local/cuda")

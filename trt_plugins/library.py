@@ -1,14 +1,16 @@
-"""Where the built plugin library is."""
+"""Where the built plugin library is, and the error that says why there is none."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from qvd_trt.trt_plugins.errors import PluginError
-
 LIBRARY_NAME = "libqvd_trt_plugins.so"
 LIBRARY_VARIABLE = "QVD_TRT_PLUGIN_LIBRARY"
+
+
+class PluginError(Exception):
+    """The library cannot be built or found; one line says why and what to do about it."""
 
 
 def library_folder(tensorrt_major: int) -> Path:

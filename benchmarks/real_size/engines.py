@@ -13,11 +13,10 @@ import numpy.typing as npt
 
 from benchmarks.real_size.cuda import Cuda, CudaError
 from qvd_trt.export.files import write_atomically
-from qvd_trt.tools.engine.build_plan import FIRST_STRONGLY_TYPED, BuildPlan
+from qvd_trt.tools.engine.build_plan import FIRST_STRONGLY_TYPED, BuildPlan, with_ranges
 from qvd_trt.tools.engine.compile_process import compile_in_child
-from qvd_trt.tools.engine.inspector_layers import read_entry
+from qvd_trt.tools.engine.engine_layers import read_entry
 from qvd_trt.tools.engine.plugin import load_plugin
-from qvd_trt.tools.engine.qdq_to_ranges import with_ranges
 from qvd_trt.tools.engine.tensorrt_install import find_tensorrt
 
 os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")

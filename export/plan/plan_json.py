@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -40,8 +41,9 @@ def save_plan(plan: QuantPlan, path: Path) -> None:
     Raises:
         UserError: the plan itself is invalid, in the words of :func:`load_plan`.
     """
-    text = "".join(_emit(_plan(plan), "")) + "\n"
-    _Reader(path.name).plan(fields.decode(text.encode(), path.name))
+    data = _plan(plan)
+    _Reader(path.name).plan(msgspec.convert(_listed(data), PlanFile))
+    text = "".join(_emit(data, "")) + "\n"
     write_atomically(path, text.encode())
 
 
@@ -268,6 +270,15 @@ def _temporal(site: TemporalPlan) -> dict[str, Any]:
         "codebook": {"levels": site.codebook.levels, "thresholds": site.codebook.thresholds},
         "layers": [_layer(layer) for layer in site.layers],
     }
+
+
+def _listed(value: Any) -> Any:
+    """The same with lists for arrays."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, list) else value
 
 
 def _number(value: float) -> float | str:

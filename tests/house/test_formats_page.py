@@ -11,15 +11,13 @@ from typing import Any
 
 import pytest
 
-from qvd_trt.calibrators.json_fields import JsonField
-from qvd_trt.calibrators.plan_reader import read_plan
 from qvd_trt.calibrators.sources.calls import DenoiserCall
 from qvd_trt.calibrators.sources.open_source import open_source
-from qvd_trt.calibrators.sources.signature import ModelSignature
-from qvd_trt.export.graph.interface import read_signature
-from qvd_trt.export.model_file import load_model
-from qvd_trt.export.report import QuantizationReport
-from qvd_trt.tools.engine.build_report import BuildReport
+from qvd_trt.export.graph.signature import ModelSignature, read_signature
+from qvd_trt.export.model import load_model
+from qvd_trt.export.plan.plan_json import load_plan
+from qvd_trt.tools.engine.build_engine import BuildReport
+from qvd_trt.tools.report import QuantizationReport
 from qvd_trt.tools.validation.report import COMPARISONS, ValidationReport
 
 ROOT = Path(__file__).parents[2]
@@ -73,8 +71,10 @@ def test_loader_example_fits_the_example_model(signature: ModelSignature, tmp_pa
     assert [call[:2] for call in seen] == [(i, step) for i in range(3) for step in range(3)]
 
 
-def test_plan_example_is_a_plan() -> None:
-    plan = read_plan(JsonField(json.loads(example("Plan", "json")), "formats.md"))
+def test_plan_example_is_a_plan(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(example("Plan", "json"))
+    plan = load_plan(path)
     assert [tensor for tensor, _ in plan.sites()] == ["hidden", "silu"]
 
 

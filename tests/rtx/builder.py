@@ -7,7 +7,7 @@ compiles and with which types, not what it computes.
 
 What the compiler's log holds (tensorrt-rtx 1.7.1, with detailed profiling verbosity):
 
-* After "Layers:" comes one line a layer, which `qvd_trt.tools.engine.rtx_log_layers` reads. A build
+* After "Layers:" comes one line a layer, which `qvd_trt.tools.engine.engine_layers` reads. A build
   for several GPU generations lists its layers once.
 * `gemm` and `correlation` layers are library kernels: a MatMul or Gemm, and a Conv. `kgen` layers
   are generated kernels for everything pointwise: norms, activations, Q and DQ. `runtime_fusion`
@@ -41,16 +41,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
+import onnx_ir as ir
 
 from qvd_trt.export.errors import UserError
 from qvd_trt.tools.engine.build_plan import BuildPlan
 from qvd_trt.tools.engine.compile_process import compile_in_child
 from qvd_trt.tools.engine.engine_layers import EngineLayer
-from qvd_trt.tools.engine.onnx_file import node_name
+from qvd_trt.tools.engine.onnx_file import WEIGHT_OPS, node_name
 from qvd_trt.tools.engine.shape_ranges import ShapeRange
 from qvd_trt.tools.engine.tensorrt_install import find_tensorrt
-from qvd_trt.tools.engine.weight_layers import WEIGHT_OPS
 
 Shape = Sequence[int]
 Profiles = Mapping[str, tuple[Shape, Shape, Shape]]
@@ -114,5 +113,4 @@ def int8_layers(built: RtxBuild) -> set[str]:
 
 
 def _op_types(onnx_path: Path) -> dict[str, str]:
-    model = onnx.load(onnx_path, load_external_data=False)
-    return {node_name(node): node.op_type for node in model.graph.node}
+    return {node_name(node): node.op_type for node in ir.load(onnx_path).graph}

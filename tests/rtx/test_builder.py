@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 pytest.importorskip("tensorrt_rtx")
 
-from qvd_trt.tools.engine.rtx_log_layers import rtx_log_layers
+from qvd_trt.tools.engine.engine_layers import rtx_log_layers
 from tests.rtx.builder import RtxBuild, RtxBuildError, build, int8_layers
 
 Array = npt.NDArray[Any]

@@ -17,9 +17,8 @@ pytest.importorskip("tensorrt_rtx")
 
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.progress import SilentProgress
-from qvd_trt.tools.engine.build_engine import build_engine
-from qvd_trt.tools.engine.build_report import BuildReport
-from qvd_trt.tools.engine.build_request import BuildRequest
+from qvd_trt.tools.engine.build_engine import BuildReport, build_engine
+from qvd_trt.tools.engine.build_plan import BuildRequest
 from qvd_trt.tools.engine.shape_ranges import parse_shape_range
 from qvd_trt.tools.qvd_build import main
 from tests.models.small_unet import write_small_unet

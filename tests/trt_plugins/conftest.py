@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qvd_trt.trt_plugins import build
-from qvd_trt.trt_plugins.errors import PluginError
+from qvd_trt.trt_plugins.library import PluginError
 from tests.gpu import has_gpu
 
 SOURCES = build.SOURCES
@@ -50,7 +50,7 @@ def lookup_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None:
         pytest.skip("needs a C++ compiler")
     driver = tmp_path_factory.mktemp("lookup") / "lookup_driver"
-    sources = ["test/lookup_driver.cpp", "src/htdq_table.cpp", "src/htdq_codebook.cpp"]
+    sources = ["test/lookup_driver.cpp", "src/htdq/table.cpp", "src/htdq/codebook.cpp"]
     flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES / 'src'}"]
     files = [str(SOURCES / source) for source in sources]
     subprocess.run([compiler, *flags, *files, "-o", str(driver)], check=True)
@@ -60,8 +60,8 @@ def lookup_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def kernel_driver(nvcc: Path, gpu: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     driver = tmp_path_factory.mktemp("kernel") / "kernel_driver"
-    sources = ["test/kernel_driver.cu", "src/htdq_kernel.cu", "src/htdq_table.cpp"]
-    files = [str(SOURCES / source) for source in (*sources, "src/htdq_codebook.cpp")]
+    sources = ["test/kernel_driver.cu", "src/htdq/kernel.cu", "src/htdq/table.cpp"]
+    files = [str(SOURCES / source) for source in (*sources, "src/htdq/codebook.cpp")]
     flags = ["-std=c++17", "-O3", "-lineinfo", "-arch=native", f"-I{SOURCES / 'src'}"]
     subprocess.run([str(nvcc), *flags, *files, "-o", str(driver)], check=True)
     return driver

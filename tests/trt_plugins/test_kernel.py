@@ -168,6 +168,6 @@ def test_kernel_compiles_for_every_generation(nvcc: Path, tmp_path: Path) -> Non
     flags = ["-std=c++17", "-O3", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror"]
     flags += ["-Xptxas=-warn-spills,-warn-lmem-usage,-Werror"]
     command = [str(nvcc), *flags, *targets, f"-I{SOURCES / 'src'}"]
-    command += ["-c", str(SOURCES / "src" / "htdq_kernel.cu"), "-o", str(tmp_path / "kernel.o")]
+    command += ["-c", str(SOURCES / "src" / "htdq" / "kernel.cu"), "-o", str(tmp_path / "kernel.o")]
     subprocess.run(command, check=True)
     assert wanted

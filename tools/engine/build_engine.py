@@ -1,25 +1,25 @@
-"""From a request to an engine and its report beside it."""
+"""From a request to an engine, and its report beside it: how it was built, what runs in INT8."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.files import write_atomically
-from qvd_trt.export.progress import Progress
-from qvd_trt.tools.engine.build_plan import BuildPlan, plan_build
-from qvd_trt.tools.engine.build_report import BuildReport, count_layers
-from qvd_trt.tools.engine.build_request import BuildRequest
+from qvd_trt.export.progress import SILENT, Progress
+from qvd_trt.tools.engine.build_plan import BuildPlan, BuildRequest, plan_build, with_ranges
 from qvd_trt.tools.engine.compile_process import compile_in_child
 from qvd_trt.tools.engine.compiler import CompileAnswer
 from qvd_trt.tools.engine.engine_layers import EngineLayer
-from qvd_trt.tools.engine.node_precision import node_precisions
+from qvd_trt.tools.engine.node_precision import NodePrecision, node_precisions
 from qvd_trt.tools.engine.onnx_file import OnnxFile, read_onnx
-from qvd_trt.tools.engine.qdq_to_ranges import with_ranges
+from qvd_trt.tools.engine.tensorrt8 import stray_int8_warnings
 from qvd_trt.tools.engine.tensorrt_install import (
     RuntimeKind,
     TensorRTInstall,
@@ -29,7 +29,87 @@ from qvd_trt.tools.engine.tensorrt_install import (
 from qvd_trt.tools.engine.trtexec import trtexec_command
 
 
-def build_engine(request: BuildRequest, progress: Progress) -> BuildReport:
+@dataclass(frozen=True, slots=True)
+class LayerCounts:
+    """Numbers of engine layers.
+
+    Attributes:
+        all: Layers of the engine.
+        int8_products: Matrix products and convolutions in INT8.
+        copies: Layers that only change the layout or type of a tensor.
+        htdq_plugins: HTDQ plugin layers.
+        opaque: Fused blocks that do not list their kernels.
+    """
+
+    all: int
+    int8_products: int
+    copies: int
+    htdq_plugins: int
+    opaque: int
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """One build.
+
+    Attributes:
+        model: The ONNX file.
+        engine: The engine file.
+        report: The file of this report.
+        runtime: ``tensorrt`` or ``rtx``.
+        version: Version of TensorRT, dotted.
+        flags: Types the builder could use, by trtexec's names.
+        shapes: ``NAME:MIN:OPT:MAX`` of the dynamic inputs.
+        compute_capabilities: GPU generations of a TensorRT-RTX engine.
+        implicit: Whether dynamic ranges stood for the file's Q/DQ.
+        plugin: The plugin library, or None.
+        plugin_embedded: Whether the engine carries it.
+        seconds: Time of the build.
+        engine_bytes: Size of the engine.
+        trtexec: The command line that does the same; None where trtexec cannot.
+        notes: What the user should know of the choices.
+        warnings: What the user should change.
+        counts: Numbers of layers.
+        nodes: Every Conv, ConvTranspose, MatMul and Gemm with constant weights.
+        layers: Every layer of the engine.
+    """
+
+    model: str
+    engine: str
+    report: str
+    runtime: RuntimeKind
+    version: str
+    flags: tuple[str, ...]
+    shapes: tuple[str, ...]
+    compute_capabilities: tuple[str, ...]
+    implicit: bool
+    plugin: str | None
+    plugin_embedded: bool
+    seconds: float
+    engine_bytes: int
+    trtexec: str | None
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    counts: LayerCounts
+    nodes: tuple[NodePrecision, ...]
+    layers: tuple[EngineLayer, ...]
+
+    @property
+    def int8_nodes(self) -> int:
+        """How many of `nodes` run in INT8."""
+        return sum(node.runs == "int8" for node in self.nodes)
+
+    @property
+    def lost_nodes(self) -> tuple[NodePrecision, ...]:
+        """Nodes that the file quantizes and the engine does not run in INT8, as far as told."""
+        return tuple(node for node in self.nodes if node.quantized and node.runs == "float")
+
+    def to_json(self) -> str:
+        """As indented JSON."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
+
+
+def build_engine(request: BuildRequest, progress: Progress = SILENT) -> BuildReport:
     """Build an engine and write it, with its report beside it as ``.build.json``.
 
     Raises:
@@ -101,7 +181,7 @@ def _report(
         warnings=(
             *plan.warnings,
             *([] if unlisted is None else [f"the layers cannot be listed: {unlisted}"]),
-            *(_stray_int8(answer.layers) if request.implicit else ()),
+            *(stray_int8_warnings(answer.layers) if request.implicit else ()),
         ),
         counts=count_layers(answer.layers, model.htdq_nodes),
         nodes=() if unlisted is not None else tuple(nodes),
@@ -109,19 +189,19 @@ def _report(
     )
 
 
-def _stray_int8(layers: Sequence[EngineLayer]) -> tuple[str, ...]:
-    """Layers that read INT8 although no range was meant for them."""
-    found = [
-        layer.name
-        for layer in layers
-        if "Int8" in layer.inputs and not (layer.is_int8_product or layer.is_copy)
-    ]
-    if not found:
-        return ()
-    return (
-        f"{len(found)} layers beside the convolutions read INT8, {found[0]} first, by a range that "
-        "may not be theirs: compare the engine with the float model (`qvd-validate --min-sqnr`)",
+def count_layers(layers: Sequence[EngineLayer], htdq_nodes: Sequence[str]) -> LayerCounts:
+    """Count the layers; ``htdq_nodes`` are the ONNX nodes that the plugin may run."""
+    return LayerCounts(
+        all=len(layers),
+        int8_products=sum(layer.is_int8_product for layer in layers),
+        copies=sum(layer.is_copy for layer in layers),
+        htdq_plugins=sum(_is_htdq_plugin(layer, htdq_nodes) for layer in layers),
+        opaque=sum(layer.is_opaque for layer in layers),
     )
+
+
+def _is_htdq_plugin(layer: EngineLayer, htdq_nodes: Sequence[str]) -> bool:
+    return layer.is_plugin and ("HTDQ" in layer.raw or bool({*htdq_nodes} & {*layer.onnx_nodes}))
 
 
 def _check_output(request: BuildRequest) -> None:

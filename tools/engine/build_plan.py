@@ -1,20 +1,65 @@
-"""From a request and a file to all that a build does with one TensorRT, which need not be here."""
+"""From what the user asks and a file to all that a build does with one TensorRT.
+
+That TensorRT need not be installed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from qvd_trt.export.errors import UserError
-from qvd_trt.tools.engine.build_request import BuildRequest
 from qvd_trt.tools.engine.onnx_file import OnnxFile
 from qvd_trt.tools.engine.plugin import FIRST_WITH_V3, choose_plugin, plugin_warnings
 from qvd_trt.tools.engine.shape_ranges import ShapeRange, resolve_shapes
-from qvd_trt.tools.engine.tensorrt_install import RuntimeKind, Version, product_label
+from qvd_trt.tools.engine.tensorrt8 import attention_warnings, write_implicit
+from qvd_trt.tools.engine.tensorrt_install import Runtime, RuntimeKind, Version, product_label
+
+EngineFloat = Literal["fp16", "fp32"]
 
 FIRST_STRONGLY_TYPED: Version = (10,)
 FIRST_ONLY_STRONGLY_TYPED: Version = (11,)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """One engine to build.
+
+    Attributes:
+        model: The ONNX file.
+        output: The engine to write.
+        runtime: Which TensorRT builds it.
+        dtype: Type of the layers that are not INT8; only TensorRT 8 and 9 take it from here.
+        shapes: Shapes of the inputs with dynamic dimensions.
+        timing_cache: File with kernel timings, read and added to.
+        log: File that gets all that TensorRT says, while it builds.
+        workspace: Most bytes of scratch memory; None for TensorRT's default.
+        use_plugin: Whether to load the HTDQ plugin.
+        plugin: Its library; None for the one that ``trt_plugins build`` wrote.
+        optimization_level: 0 (fast build) to 5 (fast engine); None for TensorRT's default.
+        cublas: Whether TensorRT 8.6 may take kernels from cuBLAS and cuDNN, and hands them to
+            plugins; it then needs both.
+        implicit: Whether TensorRT 8 gets the scales as dynamic ranges instead of Q/DQ.
+        compute_capabilities: GPU generations of a TensorRT-RTX engine, such as ``8.9``; empty for
+            TensorRT-RTX's default.
+    """
+
+    model: Path
+    output: Path
+    runtime: Runtime = "auto"
+    dtype: EngineFloat | None = None
+    shapes: tuple[ShapeRange, ...] = ()
+    timing_cache: Path | None = None
+    log: Path | None = None
+    workspace: int | None = None
+    use_plugin: bool = False
+    plugin: Path | None = None
+    optimization_level: int | None = None
+    cublas: bool = True
+    implicit: bool = False
+    compute_capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +81,7 @@ class BuildPlan:
         optimization_level: TensorRT's builder optimization level.
         cublas: Whether TensorRT 8.6 may use cuBLAS and cuDNN.
         source: The user's file, where `model` was made of it.
-        ranges: ``{Conv node: range}`` of a build with dynamic ranges, see ``qdq_to_ranges.py``;
+        ranges: ``{Conv node: range}`` of a build with dynamic ranges, see ``tensorrt8.py``;
             None where the Q/DQ of the file say what is INT8.
         compute_capabilities: GPU generations of a TensorRT-RTX engine.
         notes: What the user should know of the choices.
@@ -89,7 +134,8 @@ def plan_build(
     _check_options(request, kind, version)
     _check_implicit(request, model, kind, version)
     strongly_typed = _is_strongly_typed(kind, version)
-    plugin = choose_plugin(request, model, kind, version)
+    plugin = choose_plugin(model, kind, version, use=request.use_plugin, library=request.plugin)
+    unfused = kind == "tensorrt" and version[0] == 8 and not request.implicit
     return BuildPlan(
         model=request.model.absolute(),
         kind=kind,
@@ -109,10 +155,20 @@ def plan_build(
         warnings=(
             *_target_warnings(model, kind, version),
             *plugin_warnings(plugin, model, kind, version),
-            *_attention_warnings(request, model, kind, version),
+            *(attention_warnings(model) if unfused else ()),
             *_turing_warnings(request),
         ),
     )
+
+
+def with_ranges(plan: BuildPlan, folder: Path) -> BuildPlan:
+    """The plan of a build with ranges, from that of a QDQ file, whose float form it writes.
+
+    Raises:
+        UserError: See :func:`write_implicit`.
+    """
+    implicit = write_implicit(plan.model, folder)
+    return replace(plan, source=plan.model, model=implicit.model, ranges=implicit.ranges)
 
 
 def _is_strongly_typed(kind: RuntimeKind, version: Version) -> bool:
@@ -189,20 +245,6 @@ def _target_warnings(model: OnnxFile, kind: RuntimeKind, version: Version) -> tu
     return (
         f"the file was exported with --target {target}: on {label} {cost}; "
         f"export it with `qvd-export --target {wanted}`",
-    )
-
-
-def _attention_warnings(
-    request: BuildRequest, model: OnnxFile, kind: RuntimeKind, version: Version
-) -> tuple[str, ...]:
-    """What TensorRT 8.6 does to attention beside Q/DQ (docs/design.md, measured)."""
-    if request.implicit or kind == "rtx" or version[0] != 8:
-        return ()
-    if not (model.is_quantized and model.has_softmax):
-        return ()
-    return (
-        "TensorRT 8 runs attention in float32, unfused, in a file with Q/DQ: time the engine "
-        "against one that is built with --implicit, and against the float model",
     )
 
 

@@ -1,4 +1,9 @@
-"""Starts the compiling child and turns what went wrong into one line."""
+"""One build in a process of its own.
+
+``python -m qvd_trt.tools.engine.compile_process PLAN ANSWER`` is the child: it reads a pickled
+``BuildPlan`` and writes a pickled ``CompileAnswer``. A failure inside of TensorRT may end it; no
+answer is written then. The parent turns what went wrong into one line.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,17 @@ import pickle
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from qvd_trt.export.errors import UserError
 from qvd_trt.tools.engine.build_plan import BuildPlan
-from qvd_trt.tools.engine.compiler import ERRORS_SHOWN, CompileAnswer
+from qvd_trt.tools.engine.compiler import (
+    ERRORS_SHOWN,
+    CompileAnswer,
+    StepError,
+    compile_plan,
+)
 from qvd_trt.tools.engine.tensorrt_install import product_label
 
 _OUTPUT_SHOWN = 2000
@@ -30,7 +41,7 @@ def compile_in_child(plan: BuildPlan, timeout_s: float | None = None) -> Compile
         plan_file.write_bytes(pickle.dumps(plan))
         child = subprocess.run(
             [
-                *(sys.executable, "-m", "qvd_trt.tools.engine.compile_child"),
+                *(sys.executable, "-m", "qvd_trt.tools.engine.compile_process"),
                 *(str(plan_file), str(answer_file)),
             ],
             stdin=subprocess.DEVNULL,
@@ -50,6 +61,19 @@ def compile_in_child(plan: BuildPlan, timeout_s: float | None = None) -> Compile
     if answer.failed is not None:
         raise UserError(_failure(plan, answer))
     return answer
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The child: run the build that a file describes."""
+    plan_file, answer_file = map(Path, arguments)
+    plan: BuildPlan = pickle.loads(plan_file.read_bytes())
+    try:
+        answer = compile_plan(plan)
+    except StepError as error:
+        answer = CompileAnswer(failed=error.step, errors=error.errors)
+    except Exception as error:  # the bindings raise what they like, a traceback helps nobody
+        answer = CompileAnswer(failed="build", errors=(f"{type(error).__name__}: {error}",))
+    answer_file.write_bytes(pickle.dumps(answer))
 
 
 def _named(plan: BuildPlan) -> Path:
@@ -77,3 +101,7 @@ def _failure(plan: BuildPlan, answer: CompileAnswer) -> str:
     if plan.cublas and "cublas" in said.lower():
         said += "; install cuBLAS, or give --no-cublas"
     return f"{label} cannot build {_named(plan)}: {said}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

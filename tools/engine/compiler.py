@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx_ir as ir
+
 from qvd_trt.tools.engine.build_plan import FIRST_ONLY_STRONGLY_TYPED, BuildPlan
-from qvd_trt.tools.engine.engine_layers import EngineLayer
-from qvd_trt.tools.engine.inspector_layers import inspector_layers
+from qvd_trt.tools.engine.engine_layers import EngineLayer, inspector_layers, rtx_log_layers
 from qvd_trt.tools.engine.onnx_file import node_name
 from qvd_trt.tools.engine.plugin import load_plugin
-from qvd_trt.tools.engine.rtx_log_layers import rtx_log_layers
-from qvd_trt.tools.engine.set_ranges import set_ranges
-from qvd_trt.tools.engine.tactic_sources import own_tactic_sources
+from qvd_trt.tools.engine.tensorrt8 import own_tactic_sources, set_ranges
 from qvd_trt.tools.engine.tensorrt_install import TensorRTInstall, find_tensorrt
 
 Step = Literal["device", "plugin", "parse", "build"]
@@ -142,12 +141,10 @@ def _parser_error(error: Any, model: Path) -> str:
     """``NODE (OPERATOR): description``; TensorRT 8 tells the index of the node alone."""
     if hasattr(error, "node_name"):
         return f"{error.node_name()} ({error.node_operator()}): {error.desc()}"
-    import onnx
-
-    nodes = onnx.load(model, load_external_data=False).graph.node
-    if not 0 <= error.node() < len(nodes):
+    graph = ir.load(model).graph
+    if not 0 <= error.node() < len(graph):
         return str(error.desc())
-    node = nodes[error.node()]
+    node = graph[error.node()]
     return f"{node_name(node)} ({node.op_type}): {error.desc()}"
 
 

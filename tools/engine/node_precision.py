@@ -8,17 +8,15 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from qvd_trt.export.plan.sites import MIN_CHANNELS, MIN_ROWS_PER_CALL
 from qvd_trt.tools.engine.engine_layers import EngineLayer
-from qvd_trt.tools.engine.onnx_file import OnnxFile
-from qvd_trt.tools.engine.weight_layers import WeightLayer, weight_layers
+from qvd_trt.tools.engine.onnx_file import OnnxFile, WeightLayer, weight_layers
 
 Runs = Literal["int8", "float", "unknown"]
 
 READS_CODEBOOK = "its input is the HTDQ codebook's, which is float by design"
 NO_RANGE = "quantized in the file, but --implicit gives ranges to plain convolutions alone"
 FASTER = "the float kernel was faster"
-FEW_CHANNELS = 16
-FEW_ROWS = 16
 _FLOATS = ("Half", "BFloat16", "Float")
 
 
@@ -124,10 +122,10 @@ def _cause(node: WeightLayer, layer: EngineLayer, turing: bool) -> str:
         return "SM75 is among the GPUs of the engine and has no INT8 convolution"
     if node.op == "ConvTranspose":
         return "TensorRT has hardly any INT8 kernels for ConvTranspose"
-    if node.channels is not None and node.channels < FEW_CHANNELS:
-        return f"it has {node.channels} channels, and INT8 pays from {FEW_CHANNELS} on"
+    if node.channels is not None and node.channels < MIN_CHANNELS:
+        return f"it has {node.channels} channels, and INT8 pays from {MIN_CHANNELS} on"
     rows = math.prod(layer.input_shape[:-1])
-    if node.op in ("MatMul", "Gemm") and layer.input_shape and rows < FEW_ROWS:
+    if node.op in ("MatMul", "Gemm") and layer.input_shape and rows < MIN_ROWS_PER_CALL:
         return f"it multiplies {rows} rows (GEMV-shaped), where the float kernel is as fast"
     if not layer.is_product:
         return f"it is fused into {layer.name} ({layer.kind}), which multiplies floats"

@@ -8,11 +8,9 @@ from types import ModuleType
 from typing import Any
 
 from qvd_trt.export.errors import UserError
-from qvd_trt.tools.engine.build_request import BuildRequest
 from qvd_trt.tools.engine.onnx_file import HtdqUse, OnnxFile
 from qvd_trt.tools.engine.tensorrt_install import RuntimeKind, Version, product_label
-from qvd_trt.trt_plugins.errors import PluginError
-from qvd_trt.trt_plugins.library import find_library
+from qvd_trt.trt_plugins.library import PluginError, find_library
 
 FIRST_WITH_FUNCTIONS: Version = (9,)
 FIRST_PREFERRING_PLUGIN: Version = (10, 7)
@@ -20,24 +18,31 @@ FIRST_WITH_V3: Version = (10,)
 
 
 def choose_plugin(
-    request: BuildRequest, model: OnnxFile, kind: RuntimeKind, version: Version
+    model: OnnxFile, kind: RuntimeKind, version: Version, *, use: bool, library: Path | None
 ) -> Path | None:
     """The library to load, or None.
+
+    Args:
+        model: The file.
+        kind: Which TensorRT.
+        version: Its version.
+        use: Whether to load the plugin.
+        library: The named library; None for the one that ``trt_plugins build`` wrote.
 
     Raises:
         UserError: This TensorRT cannot run the HTDQ nodes of this file this way.
     """
-    _check_htdq(request, model, kind, version)
-    if not request.use_plugin:
+    _check_htdq(model, kind, version, use)
+    if not use:
         return None
-    if request.plugin is None:
+    if library is None:
         try:
             return find_library(version[0])
         except PluginError as error:
             raise UserError(f"--plugin: {error}") from error
-    if not request.plugin.is_file():
-        raise UserError(f"--plugin {request.plugin} does not exist; name the built library")
-    return request.plugin
+    if not library.is_file():
+        raise UserError(f"--plugin {library} does not exist; name the built library")
+    return library
 
 
 def plugin_warnings(
@@ -73,11 +78,9 @@ def load_plugin(tensorrt: ModuleType, version: Version, path: str, logger: Any) 
         raise RuntimeError(f"the plugin library cannot be loaded: {error}") from error
 
 
-def _check_htdq(
-    request: BuildRequest, model: OnnxFile, kind: RuntimeKind, version: Version
-) -> None:
+def _check_htdq(model: OnnxFile, kind: RuntimeKind, version: Version, use_plugin: bool) -> None:
     label = product_label(kind, version)
-    if kind == "rtx" and request.use_plugin:
+    if kind == "rtx" and use_plugin:
         raise UserError(
             "TensorRT-RTX cannot load plugins: leave --plugin out; the HTDQ function that "
             "`qvd-export --target rtx` writes is used"
@@ -89,7 +92,7 @@ def _check_htdq(
         )
     if kind == "rtx":
         return
-    if model.htdq is HtdqUse.PLUGIN and not request.use_plugin:
+    if model.htdq is HtdqUse.PLUGIN and not use_plugin:
         raise UserError(
             f"{model.path} has HTDQ nodes without a function body: give --plugin, or export it "
             "without `--htdq plugin`"

@@ -10,7 +10,7 @@ from qvd_trt.calibrators.sources.self_sampling import SelfSampling
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.signature import timestep_of
-from qvd_trt.export.progress import Progress
+from qvd_trt.export.progress import SILENT, Progress
 from qvd_trt.tools.validation.free_run import run_free
 from qvd_trt.tools.validation.model_set import ModelSet, open_models
 from qvd_trt.tools.validation.recordings import Recorder
@@ -30,7 +30,7 @@ from qvd_trt.tools.validation.report import (
 from qvd_trt.tools.validation.request import Limits, ValidationRequest
 
 
-def validate(request: ValidationRequest, progress: Progress) -> ValidationReport:
+def validate(request: ValidationRequest, progress: Progress = SILENT) -> ValidationReport:
     """Compare the models of a request; whether its limits hold is in the report.
 
     Every call is run through all models before the next one is read, so that memory holds the

@@ -16,8 +16,8 @@
 
 #include "cuda_check.h"
 #include "files.h"
-#include "htdq_codebook.h"
-#include "htdq_kernel.h"
+#include "htdq/codebook.h"
+#include "htdq/kernel.h"
 
 namespace {
 

@@ -6,7 +6,7 @@
 #include <exception>
 
 #include "files.h"
-#include "htdq_codebook.h"
+#include "htdq/codebook.h"
 
 int main(int argc, char** argv) {
     if (argc != 5) {

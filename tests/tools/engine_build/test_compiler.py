@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from enum import IntEnum
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from qvd_trt.export.errors import UserError
+from qvd_trt.tools.engine import compiler
 from qvd_trt.tools.engine.build_plan import BuildPlan
 from qvd_trt.tools.engine.compile_process import compile_in_child
 from qvd_trt.tools.engine.compiler import StepError, create_network, make_log
@@ -113,6 +116,36 @@ def test_plugin_of_8_is_opened_after_the_own_ones(tmp_path: Path) -> None:
     assert (found.value.step, bindings.initialized) == ("plugin", True)
     assert "lib.so" in found.value.errors[-1]
     assert bindings.registry.loaded == []
+
+
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        (0, "first (Relu): refused"),
+        (1, "node_of_z (Softmax): refused"),
+        (2, "refused"),
+        (-1, "refused"),
+    ],
+)
+def test_parser_of_8_tells_the_index_of_a_node(tmp_path: Path, index: int, told: str) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["y"], name="first"),
+        helper.make_node("Softmax", ["y"], ["z"]),
+    ]
+    x, z = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xz")
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(helper.make_graph(nodes, "two", [x], [z])), path)
+    error = SimpleNamespace(node=lambda: index, desc=lambda: "refused")
+    parser = SimpleNamespace(
+        num_errors=1, parse_from_file=lambda path: False, get_error=lambda index: error
+    )
+    bindings: Any = Bindings()
+    bindings.OnnxParser = lambda network, log: parser
+    install = TensorRTInstall("tensorrt", (8, 6, 0), bindings)
+    plan = BuildPlan(path, "tensorrt", (8, 6, 0), strongly_typed=False)
+    with pytest.raises(StepError) as found:
+        compiler._parse(install, plan, None, make_log(bindings))
+    assert (found.value.step, found.value.errors) == ("parse", (told,))
 
 
 def test_child_that_dies_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,15 +21,19 @@ from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.progress import SilentProgress
 from qvd_trt.tools.engine import build_engine, compiler
-from qvd_trt.tools.engine.build_plan import BuildPlan
-from qvd_trt.tools.engine.build_request import BuildRequest
+from qvd_trt.tools.engine.build_plan import BuildPlan, BuildRequest
 from qvd_trt.tools.engine.compiler import CompileAnswer
 from qvd_trt.tools.engine.engine_layers import EngineLayer
 from qvd_trt.tools.engine.node_precision import FASTER, NO_RANGE, node_precisions
 from qvd_trt.tools.engine.onnx_file import read_onnx
-from qvd_trt.tools.engine.qdq_to_ranges import MODEL, WEIGHTS, ImplicitInt8, write_implicit
-from qvd_trt.tools.engine.set_ranges import set_ranges
 from qvd_trt.tools.engine.shape_ranges import parse_shape_range
+from qvd_trt.tools.engine.tensorrt8 import (
+    MODEL,
+    WEIGHTS,
+    ImplicitInt8,
+    set_ranges,
+    write_implicit,
+)
 from qvd_trt.tools.engine.tensorrt_install import TensorRTInstall
 from tests.rtx.builder import build, int8_layers
 from tests.tools.engine_build.models import INT8
@@ -120,6 +124,39 @@ def test_untouched_weights_are_links(qdq: Path, implicit: ImplicitInt8) -> None:
     assert (folder / WEIGHTS).stat().st_size == sum(sizes)
 
 
+def test_untouched_weights_are_not_read(qdq: Path, tmp_path: Path) -> None:
+    """Their file need not even exist before TensorRT asks for it."""
+    model = onnx.load(qdq, load_external_data=False)
+    tensor = next(t for t in model.graph.initializer if t.data_location and "linear" in t.name)
+    next(entry for entry in tensor.external_data if entry.key == "location").value = "data/other"
+    source, folder = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    folder.mkdir()
+    shutil.copy(qdq.parent / "weights.bin", source)
+    onnx.save(model, source / "model.onnx")
+    written = write_implicit(source / "model.onnx", folder)
+    assert (folder / "data" / "other").readlink() == source / "data" / "other"
+    kept = onnx.load(written.model, load_external_data=False).graph.initializer
+    (entry,) = (t.external_data for t in kept if t.name == tensor.name)
+    assert list(entry) == list(tensor.external_data)
+
+
+def test_nameless_nodes(qdq: Path, tmp_path: Path) -> None:
+    """TensorRT names them by their output; a name in the file would be another."""
+    model = onnx.load(qdq)
+    outputs = {node.output[0] for node in model.graph.node if node.name in CONVOLUTIONS}
+    for node in model.graph.node:
+        node.name = ""
+    onnx.save(model, tmp_path / "nameless.onnx")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    written = write_implicit(tmp_path / "nameless.onnx", folder)
+    assert set(written.ranges) == {f"node_of_{output}" for output in outputs}
+    nodes = onnx.load(written.model).graph.node
+    assert outputs <= {node.output[0] for node in nodes}
+    assert {node.name for node in nodes} == {""}
+
+
 def test_a_real_parser_takes_it(readable: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     sample, timestep = (1, 16, 16, 16), (1,)
@@ -191,7 +228,7 @@ def test_what_a_range_cannot_say(
         write_implicit(tmp_path / "model.onnx", tmp_path)
 
 
-@pytest.mark.parametrize("location", ["../weights.bin", "/weights.bin", MODEL])
+@pytest.mark.parametrize("location", ["../weights.bin", "/weights.bin", MODEL, WEIGHTS])
 def test_data_that_cannot_be_linked(qdq: Path, tmp_path: Path, location: str) -> None:
     model = onnx.load(qdq, load_external_data=False)
     tensor = next(t for t in model.graph.initializer if t.data_location and "linear" in t.name)
@@ -234,9 +271,13 @@ def test_two_pairs_in_a_row(qdq: Path, readable: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_subgraphs_are_refused(qdq: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("inside", [False, True])
+def test_subgraphs_are_refused(qdq: Path, tmp_path: Path, inside: bool) -> None:
+    """Whether or not what they hold is quantized."""
     model = onnx.load(qdq)
-    body = helper.make_graph([], "body", [], [])
+    conv = next(node for node in model.graph.node if node.name in CONVOLUTIONS)
+    copied = helper.make_node("Conv", conv.input, ["copied"], name="copied")
+    body = helper.make_graph([copied] if inside else [], "body", [], [])
     node = helper.make_node("If", ["condition"], [], name="branch", then_branch=body)
     model.graph.node.append(node)
     onnx.save(model, tmp_path / "model.onnx")

@@ -10,8 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from qvd_trt.tools.engine.build_plan import BuildPlan, plan_build
-from qvd_trt.tools.engine.build_request import BuildRequest
+from qvd_trt.tools.engine.build_plan import BuildPlan, BuildRequest, plan_build
 from qvd_trt.tools.engine.onnx_file import HtdqUse, read_onnx
 from qvd_trt.tools.engine.shape_ranges import ShapeRange, parse_shape_range
 from qvd_trt.tools.engine.tensorrt_install import RuntimeKind, Version

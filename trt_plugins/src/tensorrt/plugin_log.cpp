@@ -1,11 +1,11 @@
-#include "plugin_log.h"
+#include "tensorrt/plugin_log.h"
 
 #include <array>
 #include <atomic>
 #include <cstdio>
 
-#include "plugin_names.h"
-#include "tensorrt_symbols.h"
+#include "tensorrt/plugin_names.h"
+#include "tensorrt/symbols.h"
 
 namespace qvd {
 namespace {

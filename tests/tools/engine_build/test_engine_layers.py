@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from qvd_trt.tools.engine.build_report import count_layers
-from qvd_trt.tools.engine.engine_layers import EngineLayer
-from qvd_trt.tools.engine.inspector_layers import inspector_layers
+from qvd_trt.tools.engine.build_engine import count_layers
+from qvd_trt.tools.engine.engine_layers import EngineLayer, inspector_layers
 
 INT8_CHW32 = "Thirty-two wide channel vectorized row major Int8 format"
 HALF_LINEAR = "Row major linear FP16 format"

@@ -1,4 +1,4 @@
-#include "tensorrt_symbols.h"
+#include "tensorrt/symbols.h"
 
 #include <dlfcn.h>
 

@@ -4,10 +4,10 @@
 
 #include <array>
 
-#include "htdq_creator_v2.h"
-#include "plugin_log.h"
-#include "plugin_names.h"
-#include "tensorrt_symbols.h"
+#include "tensorrt/htdq_v2.h"
+#include "tensorrt/plugin_log.h"
+#include "tensorrt/plugin_names.h"
+#include "tensorrt/symbols.h"
 
 #define QVD_EXPORT extern "C" __attribute__((visibility("default")))
 

@@ -3,7 +3,7 @@
 
 #include <NvInferRuntime.h>
 
-#include "htdq_table.h"
+#include "htdq/table.h"
 
 namespace qvd {
 

@@ -1,4 +1,4 @@
-#include "htdq_codebook.h"
+#include "htdq/codebook.h"
 
 #include <cmath>
 

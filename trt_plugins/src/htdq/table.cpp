@@ -1,4 +1,4 @@
-#include "htdq_table.h"
+#include "htdq/table.h"
 
 #include <limits>
 

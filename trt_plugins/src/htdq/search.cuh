@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "htdq_table.h"
+#include "htdq/table.h"
 
 namespace qvd {
 

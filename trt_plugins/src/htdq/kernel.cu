@@ -1,8 +1,8 @@
 #include <algorithm>
 
-#include "htdq_kernel.h"
-#include "htdq_lookup.cuh"
-#include "htdq_search.cuh"
+#include "htdq/kernel.h"
+#include "htdq/lookup.cuh"
+#include "htdq/search.cuh"
 
 namespace qvd {
 namespace {

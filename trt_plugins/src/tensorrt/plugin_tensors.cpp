@@ -1,7 +1,7 @@
-#include "plugin_tensors.h"
+#include "tensorrt/plugin_tensors.h"
 
-#include "htdq_kernel.h"
-#include "plugin_log.h"
+#include "htdq/kernel.h"
+#include "tensorrt/plugin_log.h"
 
 namespace qvd {
 namespace {

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "htdq_table.h"
+#include "htdq/table.h"
 
 namespace qvd {
 

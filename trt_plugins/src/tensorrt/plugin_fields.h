@@ -6,7 +6,7 @@
 #include <array>
 #include <string>
 
-#include "htdq_codebook.h"
+#include "htdq/codebook.h"
 
 namespace qvd {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "htdq_table.h"
+#include "htdq/table.h"
 
 namespace qvd {
 

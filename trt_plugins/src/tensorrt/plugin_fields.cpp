@@ -1,8 +1,8 @@
-#include "plugin_fields.h"
+#include "tensorrt/plugin_fields.h"
 
 #include <cstring>
 
-#include "plugin_names.h"
+#include "tensorrt/plugin_names.h"
 
 namespace qvd {
 namespace {

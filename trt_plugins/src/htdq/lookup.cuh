@@ -5,7 +5,7 @@
 // those with that much shared memory.
 #pragma once
 
-#include "htdq_search.cuh"
+#include "htdq/search.cuh"
 
 namespace qvd {
 
