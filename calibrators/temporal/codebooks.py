@@ -72,14 +72,14 @@ def codebook_from_levels(levels: AnyArray) -> Codebook:
     return Codebook(levels=distinct, thresholds=_midpoints(distinct))
 
 
-def uniform_levels(features: TemporalFeatures, count: int) -> Float64Array:
+def uniform_levels(features: TemporalFeatures, count: int) -> AnyArray:
     """The symmetric min-max integer grid: codes times ``max|x| / (2^(bits-1) - 1)``."""
     half = count // 2
     step = _largest(features) / max(half - 1, 1)
     return np.arange(-half, half, dtype=np.float64) * step
 
 
-def uniform_asymmetric_levels(features: TemporalFeatures, count: int) -> AnyArray:
+def uniform_asymmetric_levels(features: TemporalFeatures, count: int) -> Float64Array:
     """``2^bits`` levels spread evenly from the least to the greatest value."""
     return np.linspace(float(features.values.min()), float(features.values.max()), count)
 

@@ -33,6 +33,11 @@ class TestEveryAlgorithm:
             assert algorithm.temporal_quantizer in CODEBOOKS
             assert algorithm.needs_rows == (name in MEASURING)
 
+    def test_bias_correction_without_sample_rows_is_refused(self) -> None:
+        """It would be left out without a word."""
+        with pytest.raises(ValueError, match="corrects the bias but needs no sample rows"):
+            replace(ALGORITHMS["qvd"], needs_rows=False)
+
     @pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w8a6", "w16a8", "w8a16", "w2a2"])
     @pytest.mark.parametrize("shape", SHAPES)
     @pytest.mark.parametrize("name", ALGORITHMS)
@@ -171,6 +176,23 @@ class TestBiasCorrection:
         corrected = error + bias_correction(error)
         assert np.abs(corrected.mean(axis=0)).max() < 0.1 * np.abs(error.mean(axis=0)).mean()
         assert np.square(corrected).mean() < 0.2 * np.square(error).mean()
+
+    @pytest.mark.parametrize(
+        ("mean", "deviation", "expected"),
+        [(1.0, 2.0, -0.75), (-3.0, 2.0, 3 * (1 - 4 / 16 / 9)), (0.5, 2.0, 0.0), (0.4, 2.0, 0.0),
+         (2.0, 0.0, -2.0), (0.0, 0.0, 0.0)],
+    )  # fmt: skip
+    def test_is_shrunk_by_the_variance_of_the_mean(
+        self, mean: float, deviation: float, expected: float
+    ) -> None:
+        """Sixteen rows, half of them a deviation above the mean and half below.
+
+        The mean's variance is `deviation^2 / 16`: at a deviation of 2 a quarter of a mean of 1
+        squared, so that three quarters of the mean are taken off.
+        """
+        rows = mean + deviation * np.array([1.0, -1.0] * 8)
+        correction = bias_correction(rows[:, None].astype(np.float32))
+        np.testing.assert_allclose(correction, [expected], rtol=1e-5, atol=1e-6)
 
     def test_adds_no_noise_to_an_error_without_mean(self) -> None:
         """On fresh rows: the plain mean would add its own sampling noise, var / rows."""

@@ -43,6 +43,25 @@ class TestScri:
         if alpha == 1:
             np.testing.assert_allclose(ranges / smooth, ranges.max(), rtol=1e-5)
 
+    @pytest.mark.parametrize("alpha", [0.35, 0.5, 0.65, 0.8, 1.0])
+    def test_scales_of_dead_channels_stay_within_float16(self, alpha: float) -> None:
+        """A channel of zeros and a channel that no weight reads: the others count as 1.
+
+        Both get a range (or reach) of 1e-4 of the largest: `s = 1e-4^a` and `1 / 1e-4^(1-a)`. The
+        graph multiplies by `1 / s`, in float16 too, where 65504 is the end.
+        """
+        values = np.tile(np.array([[1.0], [-1.0]], np.float32), (32, 16))
+        values[:, 3] = 0
+        problem = site_problem(values, [linear()])
+        problem.weights["linear"][:] = 1
+        problem.weights["linear"][:, 5] = 0
+        smooth = smooth_scale(problem, half_range(problem, None), alpha)
+        expected = np.ones(16)
+        expected[3], expected[5] = 1e-4**alpha, 1e4 ** (1 - alpha)
+        np.testing.assert_allclose(smooth / smooth[0], expected, rtol=1e-4)
+        assert smooth[0] == pytest.approx(1, rel=1e-6)
+        assert np.isfinite(reciprocal(smooth).astype(np.float16)).all()
+
     def test_weight_reach_of_a_grouped_convolution(self) -> None:
         """Every group's weights meet its own channels only."""
         problem = site_problem(scattered(2), [conv(groups=2)])
