@@ -17,11 +17,11 @@ pytest.importorskip("tensorrt_rtx")
 
 from qvd_trt.calibrators.errors import UserError
 from qvd_trt.calibrators.progress import SilentProgress
+from qvd_trt.tools.cli.build import main
 from qvd_trt.tools.engine.build_engine import build_engine
 from qvd_trt.tools.engine.build_report import BuildReport
 from qvd_trt.tools.engine.build_request import BuildRequest
 from qvd_trt.tools.engine.shape_ranges import parse_shape_range
-from qvd_trt.tools.qvd_build import main
 from tests.models.small_unet import write_small_unet
 from tests.tools.command import FAST
 
@@ -30,7 +30,7 @@ SHAPES = ("sample:1x16x16x16", "timestep:1")
 
 
 def quantize(*arguments: str | Path) -> None:
-    from qvd_trt.tools.qvd_export import main as export
+    from qvd_trt.tools.cli.export import main as export
 
     assert export([str(argument) for argument in arguments]) == 0
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from qvd_trt.calibrators.bits import W8A8
 from qvd_trt.calibrators.sites import KeptLayer
 from qvd_trt.export.report import HeldOutScore, QuantizationReport, TemporalScore, WeakLayer
-from qvd_trt.tools.export_summary import print_summary
-from qvd_trt.tools.progress_bar import BarProgress
+from qvd_trt.tools.cli.display import BarProgress
+from qvd_trt.tools.cli.export_summary import print_summary
 from tests.tools.command import FAST, Command
 
 REPORT = QuantizationReport(
