@@ -46,9 +46,9 @@ def hidi_row_weights(features: TemporalFeatures) -> Float64Array:
 
     By the triangle inequality the margin of TDScore is at least ``1 - 2 ||q_t - f_t|| / d_t``, so
     the squared error weighted by ``1 / d_t^2`` bounds its loss (docs/method.md#htdq). ``d_t`` is
-    floored at 1 % of its median: one pair of rows that are equal but for rounding must not take the whole
-    codebook. Rows without a rival get the least weight, as no error can confuse them; when no row
-    has one, all weights are 1.
+    floored at 1 % of its median: one pair of rows that are equal but for rounding must not take
+    the whole codebook. Rows without a rival get the least weight, as no error can confuse them;
+    when no row has one, all weights are 1.
     """
     distance = separation(features.values, features.timesteps)
     told = np.isfinite(distance)

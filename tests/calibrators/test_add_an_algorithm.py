@@ -14,12 +14,13 @@ import pytest
 
 from qvd_trt.calibrators.algorithms.algorithm import Algorithm
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
-from qvd_trt.calibrators.bits import Bits
 from qvd_trt.calibrators.solve import SolveOptions, solve
-from qvd_trt.calibrators.stats import ActivationStats, TemporalFeatures
+from qvd_trt.calibrators.statistics.stats import ActivationStats, TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks import CodebookBuilder
+from qvd_trt.export.plan.quant_plan import Bits
 from tests.calibrators.made_up_sites import (
     SHAPES,
+    found_sites,
     linear,
     measured_error,
     scattered,
@@ -72,7 +73,7 @@ def test_the_algorithm_goes_through_the_whole_solver(pages_names: dict[str, Any]
     )
     weight = problem.weights["linear"][:, :, 0].T
     options = SolveOptions(problem.bits, algorithm, algorithm.temporal_quantizer)
-    plan = solve([problem.site], [], [], stats, lambda _: weight, options)
+    plan = solve(found_sites([problem.site]), stats, lambda _: weight, options)
     assert plan.algorithm == "half-range"
     assert [layer.name for layer in plan.dense[0].layers] == ["linear"]
 

@@ -12,13 +12,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from qvd_trt.calibrators.collect.collector import StatisticsCollector
-from qvd_trt.calibrators.collect.request import StatisticsRequest
-from qvd_trt.calibrators.ort_session import open_session, run_session
 from qvd_trt.calibrators.sources.calls import DenoiserCall
-from qvd_trt.export.graph.interface import read_signature
-from qvd_trt.export.graph.sites import find_sites
-from tests.export.graphs import GraphBuilder, prepared
+from qvd_trt.calibrators.statistics.collector import StatisticsCollector
+from qvd_trt.export.graph.find_sites import find_sites
+from qvd_trt.export.model import open_model
+from qvd_trt.export.session import open_session, run_session
+from tests.export.graphs import GraphBuilder
 
 ROOT = Path(__file__).parents[2]
 STATUS = Path("/proc/self/status")
@@ -95,14 +94,10 @@ def make_calls(kind: str, path: Path) -> None:
         for _ in range(2):
             run_session(session, None, feeds)
         return
-    graph = prepared(path).graph
-    signature = read_signature(graph)
-    sites = find_sites(graph, signature)
+    model = open_model(path)
+    sites = find_sites(model)
     assert len(sites.dense) == 2 * BLOCKS
-    request = StatisticsRequest(rows=True)
-    collector = StatisticsCollector(
-        path, "sha256:x", signature, sites.dense, sites.temporal, sites.all_layers, request
-    )
+    collector = StatisticsCollector(model, sites, rows=True)
     for step in range(2):
         collector.observe(DenoiserCall(feeds, trajectory=0, step=step))
 

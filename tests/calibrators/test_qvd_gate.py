@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qvd_trt.calibrators.algorithms.problem import SiteProblem, folded_weight
+from qvd_trt.calibrators.algorithms.problem import SiteProblem
 from qvd_trt.calibrators.algorithms.qvd import gated_grid
 from qvd_trt.calibrators.algorithms.scri_scale import (
     affine_grid,
@@ -16,10 +16,10 @@ from qvd_trt.calibrators.algorithms.scri_scale import (
     mid_shift,
     smooth_scale,
 )
-from qvd_trt.calibrators.bits import FLOAT_BITS, Bits
-from qvd_trt.calibrators.plan import ActivationQuant, DensePlan, LayerQuant
-from qvd_trt.calibrators.quantizers.weight_scales import absmax_grid
-from qvd_trt.calibrators.sites import Window
+from qvd_trt.calibrators.weight_grids import absmax_grid
+from qvd_trt.export.plan.fold_math import folded_weight
+from qvd_trt.export.plan.quant_plan import FLOAT_BITS, ActivationQuant, Bits, DensePlan, LayerQuant
+from qvd_trt.export.plan.sites import Window
 from tests.calibrators.made_up_sites import conv, linear, measured_error, site_problem
 
 

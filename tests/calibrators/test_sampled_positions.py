@@ -11,12 +11,11 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from qvd_trt.calibrators.collect.collector import StatisticsCollector
-from qvd_trt.calibrators.collect.request import MAX_ROWS, StatisticsRequest, row_limit
-from qvd_trt.calibrators.sites import Layer, LayerOp, Site, SiteKind, Window
 from qvd_trt.calibrators.sources.calls import DenoiserCall
-from qvd_trt.export.graph.interface import read_signature
-from tests.export.graphs import GraphBuilder, prepared
+from qvd_trt.calibrators.statistics.collector import MAX_ROWS, StatisticsCollector, row_limit
+from qvd_trt.export.model import open_model
+from qvd_trt.export.plan.sites import GraphSites, Layer, LayerOp, Site, SiteKind, Window
+from tests.export.graphs import GraphBuilder
 
 Array = npt.NDArray[Any]
 CHANNELS = 4
@@ -62,16 +61,8 @@ def sampled_rows(values: Array, layer: Layer, channel_axis: int, folder: Path) -
     onnx.save(net.model({output: shape}), path)
     site = Site("sample", SiteKind.DENSE, channel_axis, CHANNELS, (layer,))
     assert row_limit(site) == MAX_ROWS == 512
-    collector = StatisticsCollector(
-        path,
-        "sha256:x",
-        read_signature(prepared(path).graph),
-        [site],
-        [],
-        [],
-        StatisticsRequest(rows=True),
-        expected_calls=1,
-    )
+    sites = GraphSites((site,), (), (), (), frozenset(), frozenset())
+    collector = StatisticsCollector(open_model(path), sites, rows=True, expected_calls=1)
     feed = {"sample": values, "timestep": np.ones(1, np.float32)}
     collector.observe(DenoiserCall(feed, trajectory=0, step=0))
     found = collector.finish().sites["sample"].rows[layer.window.key].values

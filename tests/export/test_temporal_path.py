@@ -6,10 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qvd_trt.export.graph.interface import read_signature
-from qvd_trt.export.graph.layers import find_layers
 from qvd_trt.export.graph.temporal import TemporalPath, find_temporal_path
-from tests.export.graphs import GraphBuilder, prepared
+from tests.export.graphs import GraphBuilder, opened, prepared
 
 LATE = 6
 
@@ -68,9 +66,10 @@ class TestTokenAxis:
         """The axes of the mean are computed, so that inference does not know its rank."""
         net = EmbeddingNet()
         net.project(net.unknown_rank_with_text(), "gemm_proj")
-        graph = net.graph()
+        model = net.prepared_model()
+        graph = model.graph
         assert input_of(graph, "gemm_proj").shape is None
-        path = net.path_of(graph)
+        path = net.path_of(model)
         assert path.projections == {"gemm_proj"}
         assert path.strict == frozenset()
 
@@ -78,9 +77,10 @@ class TestTokenAxis:
         """Negative control: of a MatMul's operand of unknown rank it must be assumed."""
         net = EmbeddingNet()
         net.project(net.unknown_rank_with_text(), "matmul_proj", gemm=False)
-        graph = net.graph()
+        model = net.prepared_model()
+        graph = model.graph
         assert input_of(graph, "matmul_proj").shape is None
-        path = net.path_of(graph)
+        path = net.path_of(model)
         assert path.projections == frozenset()
 
     def test_a_matmul_on_a_feature_of_known_rank(self) -> None:
@@ -125,15 +125,14 @@ class EmbeddingNet(GraphBuilder):
         added = self.op("Unsqueeze", added, spatial, name=f"{name}_map")
         self.latent = self.op("Add", self.latent, added, name=f"{name}_added")
 
-    def graph(self) -> ir.Graph:
-        return prepared(self.model({self.latent: ["batch", 16, 8, 8]})).graph
+    def prepared_model(self) -> ir.Model:
+        return prepared(self.model({self.latent: ["batch", 16, 8, 8]}))
 
     def temporal_path(self) -> TemporalPath:
-        return self.path_of(self.graph())
+        return self.path_of(self.prepared_model())
 
-    def path_of(self, graph: ir.Graph) -> TemporalPath:
-        signature = read_signature(graph)
-        return find_temporal_path(graph, find_layers(graph)[0], signature)
+    def path_of(self, model: ir.Model) -> TemporalPath:
+        return find_temporal_path(opened(model))
 
 
 def input_of(graph: ir.Graph, name: str) -> ir.Value:

@@ -6,59 +6,17 @@ import argparse
 import ast
 import importlib
 import re
-import shlex
-import textwrap
-from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 
+from tests.house.markdown import Command, blocks, commands_of
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SHELL = {"console", "bash", "sh", "shell"}
-FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
 EXTRAS = re.compile(r"(?:^|/)\.\[([\w,-]+)\]$|^qvd-trt\[([\w,-]+)\]$")
-
-
-@dataclass(frozen=True)
-class Command:
-    document: str
-    argv: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.document}: {shlex.join(self.argv)}"
-
-
-def blocks(text: str, languages: set[str]) -> Iterator[str]:
-    for _, language, body in FENCE.findall(text):
-        if language in languages:
-            yield textwrap.dedent(body)
-
-
-def commands_of(document: str, text: str) -> Iterator[Command]:
-    """Yield the simple commands of the shell blocks.
-
-    In a block with `$ ` prompts, the lines without one are output. A block may hold several
-    commands a line (`&&`, `;`, `|`), continued lines and comments.
-    """
-    for block in blocks(text, SHELL):
-        lines = block.replace("\\\n", " ").splitlines()
-        if any(line.startswith("$ ") for line in lines):
-            lines = [line[2:] for line in lines if line.startswith("$ ")]
-        for line in lines:
-            lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
-            lexer.whitespace_split = True
-            argv: list[str] = []
-            for word in [*lexer, ";"]:
-                if set(word) <= set(";&|()"):
-                    if argv:
-                        yield Command(document, tuple(argv))
-                    argv = []
-                else:
-                    argv.append(word)
 
 
 def all_commands() -> list[Command]:

@@ -40,9 +40,11 @@ def test_no_module_needs_an_extra(folder: str) -> None:
     assert imported_by(names, HEAVY) == []
 
 
-def test_command_starts_without_the_runtime() -> None:
-    """`qvd-export --help` and a wrong argument are answered at once."""
-    assert imported_by(["qvd_trt.tools.qvd_export"], (*HEAVY, "onnxruntime", "polygraphy")) == []
+@pytest.mark.parametrize("name", ["export", "build", "validate"])
+def test_command_starts_without_the_runtime(name: str) -> None:
+    """`--help` and a wrong argument are answered at once."""
+    suspects = (*HEAVY, "onnx", "onnx_ir", "onnxruntime", "polygraphy", "rich")
+    assert imported_by([f"qvd_trt.tools.cli.{name}"], suspects) == []
 
 
 def test_suspects_are_found() -> None:

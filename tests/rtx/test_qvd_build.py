@@ -17,10 +17,10 @@ pytest.importorskip("tensorrt_rtx")
 
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.progress import SilentProgress
+from qvd_trt.tools.cli.build import main
 from qvd_trt.tools.engine.build_engine import BuildReport, build_engine
 from qvd_trt.tools.engine.build_plan import BuildRequest
 from qvd_trt.tools.engine.shape_ranges import parse_shape_range
-from qvd_trt.tools.qvd_build import main
 from tests.models.small_unet import write_small_unet
 from tests.tools.command import FAST
 
@@ -29,7 +29,7 @@ SHAPES = ("sample:1x16x16x16", "timestep:1")
 
 
 def quantize(*arguments: str | Path) -> None:
-    from qvd_trt.tools.qvd_export import main as export
+    from qvd_trt.tools.cli.export import main as export
 
     assert export([str(argument) for argument in arguments]) == 0
 

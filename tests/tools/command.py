@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qvd_trt.tools.qvd_export import main
+from qvd_trt.tools.cli.export import main
 
 FAST = ("--sampler", "flow", "--steps", "3", "--samples", "2", "--shapes", "sample:1x16x8x8")
 """Self-sampling of the small UNet in a tenth of a second."""

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from qvd_trt.export.plan.quant_plan import W8A8
 from qvd_trt.export.plan.sites import KeptLayer
-from qvd_trt.tools.export_summary import print_summary
-from qvd_trt.tools.progress_bar import BarProgress
+from qvd_trt.tools.cli.display import BarProgress
+from qvd_trt.tools.cli.export_summary import print_summary
 from qvd_trt.tools.report import HeldOutScore, QuantizationReport, TemporalScore, WeakLayer
 from tests.tools.command import FAST, Command
 

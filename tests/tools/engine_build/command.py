@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from qvd_trt.tools.qvd_build import main
+from qvd_trt.tools.cli.build import main
 from tests.tools.command import Command
 
 SHAPES = ("--shapes", "sample:1x16x16x16", "timestep:1")

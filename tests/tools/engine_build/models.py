@@ -6,7 +6,7 @@ import contextlib
 import io
 from pathlib import Path
 
-from qvd_trt.tools.qvd_export import main
+from qvd_trt.tools.cli.export import main
 from tests.models.small_unet import write_small_unet
 from tests.tools.command import FAST
 

@@ -15,22 +15,22 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help() -> None:
-    done = python("-m", "qvd_trt.tools.qvd_build", "--help")
+    done = python("-m", "qvd_trt.tools.cli.build", "--help")
     assert done.returncode == 0
     assert "--print-trtexec" in done.stdout
 
 
 def test_help_imports_nothing_heavy() -> None:
-    script = "import sys, qvd_trt.tools.qvd_build; print(*sys.modules)"
+    script = "import sys, qvd_trt.tools.cli.build; print(*sys.modules)"
     loaded = python("-c", script).stdout.split()
-    assert "qvd_trt.tools.build_options" in loaded
+    assert "qvd_trt.tools.cli.common" in loaded
     assert not {"numpy", "onnx", "onnx_ir", "polygraphy", "rich", *NOT_NEEDED} & set(loaded)
 
 
 def test_build_path_needs_no_onnxruntime(build_command: BuildCommand) -> None:
     script = (
-        "import sys, qvd_trt.tools.engine.compile_process, qvd_trt.tools.build_summary\n"
-        "from qvd_trt.tools.qvd_build import main\n"
+        "import sys, qvd_trt.tools.engine.compile_process, qvd_trt.tools.cli.build_summary\n"
+        "from qvd_trt.tools.cli.build import main\n"
         "code = main(sys.argv[1:])\n"
         "print(*sys.modules, file=sys.stderr)\n"
         "sys.exit(code)\n"

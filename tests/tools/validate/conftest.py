@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from qvd_trt.tools.qvd_export import main as export
+from qvd_trt.tools.cli.export import main as export
 from tests.models.small_unet import write_small_unet
 from tests.tools.validate.validated import Models, Validate, calls
 

@@ -12,8 +12,8 @@ import onnxruntime as ort
 import pytest
 
 from qvd_trt.calibrators.sources.samplers import SamplerOptions, build_sampler
-from qvd_trt.tools.qvd_export import main as export
-from qvd_trt.tools.qvd_validate import main
+from qvd_trt.tools.cli.export import main as export
+from qvd_trt.tools.cli.validate import main
 from tests.models.small_unet import write_small_unet
 from tests.tools.validate.validated import Float32Array, Models, Validate, relative_rms
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 import pytest
 
-from qvd_trt.tools.qvd_validate import main
+from qvd_trt.tools.cli.validate import main
 
 OUTPUT = "conv_out:0"
 STEPS = 3

@@ -1,41 +1,67 @@
-"""The options of ``qvd-validate``; imports nothing heavy, so that ``--help`` answers at once."""
+"""``qvd-validate``: how far the QDQ model and its engine are from the float model, and why."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from qvd_trt.export.errors import UserError
-from qvd_trt.tools.sampling_options import add_sampling, first_given, read_sampling
+from qvd_trt.tools.cli.common import (
+    EXIT_LIMIT,
+    EXIT_OK,
+    add_model_options,
+    command_parser,
+    print_report,
+    read_providers,
+    run_command,
+    say,
+)
+from qvd_trt.tools.cli.recipe import parse_arguments
+from qvd_trt.tools.cli.sampling import add_sampling, first_given, read_sampling
+from qvd_trt.tools.engine.tensorrt_install import Runtime
 
+# Reports, requests and what they call are imported where they are used: ONNX Runtime, onnx_ir and
+# rich take a second, and --help and usage errors are to answer at once.
 if TYPE_CHECKING:
+    from qvd_trt.tools.validation.report import ValidationReport
     from qvd_trt.tools.validation.request import ValidationRequest
 
-EPILOG = """\
-examples:
+NAME = "qvd-validate"
+
+EXAMPLES = """\
   qvd-validate model.onnx model.w8a8.onnx --calib recorded/
   qvd-validate model.onnx model.w8a8.onnx --engine model.plan --float-engine fp16.plan --calib recorded/
   qvd-validate model.onnx model.w8a8.onnx --calib recorded/ --save-raw raw/
   qvd-validate model.onnx model.w8a8.onnx --calib recorded/ --engine-outputs out_*.json --min-sqnr 25
   qvd-validate model.onnx model.w8a8.onnx --free-run --steps 25 --inputs prompts.npz
+  qvd-validate --recipe farm.toml --engine model.engine
 """  # noqa: E501
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of ``qvd-validate``."""
-    parser = argparse.ArgumentParser(
-        prog="qvd-validate",
-        description="Compare a float ONNX denoiser, its QDQ ONNX file and the engine built from "
-        "it on the same calls: what quantization costs, and what the engine adds.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        NAME,
+        "Compare a float ONNX denoiser, its QDQ ONNX file and the engine built from it on the same "
+        "calls: what quantization costs, and what the engine adds.",
+        EXAMPLES,
+        verbose="list every call of every trajectory",
     )
-    parser.add_argument("float_model", type=Path, metavar="FLOAT.onnx", help="the float model")
     parser.add_argument(
-        "qdq_model", type=Path, metavar="QDQ.onnx", help="what qvd-export made from it"
+        "float_model",
+        type=Path,
+        metavar="FLOAT.onnx",
+        help="the float model (float_model in a recipe)",
+    )
+    parser.add_argument(
+        "qdq_model",
+        type=Path,
+        metavar="QDQ.onnx",
+        help="what qvd-export made from it (qdq_model in a recipe)",
     )
     _add_engines(parser)
     _add_calls(parser)
@@ -46,20 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="also sample trajectories with each model's own predictions and compare their states",
     )
     add_sampling(parser, "sampling the trajectories of --free-run")
-    group = parser.add_argument_group("limits (exit code 1 when one is not kept)")
-    group.add_argument(
-        "--min-sqnr",
-        type=float,
-        metavar="DB",
-        help="lowest mean SQNR of the engine (without one: of the QDQ model) against float",
-    )
-    group.add_argument(
-        "--max-implementation-error",
-        type=float,
-        metavar="FRACTION",
-        help="highest mean relative RMS error of the engine against the QDQ model; 0.01 is 1 %%",
-    )
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    _add_limits(parser)
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the report as JSON")
     return parser
 
@@ -84,7 +97,7 @@ def _add_engines(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--runtime",
-        choices=("auto", "tensorrt", "rtx"),
+        choices=get_args(Runtime),
         default="auto",
         help="which TensorRT runs the engines (auto: tensorrt where it is installed)",
     )
@@ -101,11 +114,7 @@ def _add_calls(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="recorded calls, as qvd-export takes them; best ones that it was not calibrated on",
     )
-    group.add_argument("--timestep-input", metavar="NAME", help="name of the timestep input")
-    group.add_argument("--latent-input", metavar="NAME", help="name of the noisy latent input")
-    group.add_argument(
-        "--provider", choices=("cpu", "cuda"), default="cpu", help="where ONNX Runtime runs"
-    )
+    add_model_options(group, provider="where ONNX Runtime runs")
     group.add_argument(
         "--no-rounding-floor",
         action="store_true",
@@ -134,13 +143,28 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("limits (exit code 1 when one is not kept)")
+    group.add_argument(
+        "--min-sqnr",
+        type=float,
+        metavar="DB",
+        help="lowest mean SQNR of the engine (without one: of the QDQ model) against float",
+    )
+    group.add_argument(
+        "--max-implementation-error",
+        type=float,
+        metavar="FRACTION",
+        help="highest mean relative RMS error of the engine against the QDQ model; 0.01 is 1 %%",
+    )
+
+
 def read_request(options: argparse.Namespace) -> ValidationRequest:
     """Check the options and gather them.
 
     Raises:
         UserError: options that do not go together, or a wrong value.
     """
-    from qvd_trt.export.session import CPU, CUDA
     from qvd_trt.tools.validation.recordings import RecordingPaths
     from qvd_trt.tools.validation.request import Limits, ValidationRequest
 
@@ -159,7 +183,7 @@ def read_request(options: argparse.Namespace) -> ValidationRequest:
         rounding_floor=not options.no_rounding_floor,
         timestep_input=options.timestep_input,
         latent_input=options.latent_input,
-        providers=CUDA if options.provider == "cuda" else CPU,
+        providers=read_providers(options),
         limits=Limits(options.min_sqnr, options.max_implementation_error),
         recordings=RecordingPaths(
             options.save_inputs, options.save_outputs, options.save_raw, options.raw_int32
@@ -203,3 +227,51 @@ def _check_limits(options: argparse.Namespace) -> None:
         )
     if options.engine is None and not options.engine_outputs:
         raise UserError("--max-implementation-error needs --engine or --engine-outputs")
+
+
+def run(request: ValidationRequest) -> ValidationReport:
+    """Compare the models and write the files for other tools; progress goes to stderr.
+
+    Raises:
+        UserError: anything wrong with the inputs.
+    """
+    from qvd_trt.tools.cli.display import BarProgress
+    from qvd_trt.tools.validation.validate import validate
+
+    return validate(request, BarProgress())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        The exit code: 0 done, 1 a limit is not kept, 2 bad input, 130 interrupted.
+    """
+    return run_command(NAME, lambda: _main(parse_arguments(build_parser(), arguments)))
+
+
+def _main(options: argparse.Namespace) -> int:
+    from qvd_trt.export.files import write_atomically
+    from qvd_trt.tools.cli.validate_summary import print_summary
+
+    report = run(read_request(options))
+    if options.report is not None:
+        write_atomically(options.report, report.to_json().encode())
+    say(NAME, warnings=report.warnings)
+    print_report(report, options, print_summary)
+    return _limits_code(report)
+
+
+def _limits_code(report: ValidationReport) -> int:
+    broken = [check for check in report.limits if not check.met]
+    for check in broken:
+        print(
+            f"{NAME}: {check.option}: {check.quantity} is {check.value:.4g}, "
+            f"the limit is {check.limit:g}",
+            file=sys.stderr,
+        )
+    return EXIT_LIMIT if broken else EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

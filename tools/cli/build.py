@@ -1,37 +1,56 @@
-"""The options of ``qvd-build``; imports nothing heavy, so that ``--help`` answers at once."""
+"""``qvd-build``: ONNX model in, TensorRT engine out, with what runs in INT8."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from qvd_trt.export.errors import UserError
-from qvd_trt.tools.engine.tensorrt_install import Version, parse_version
+from qvd_trt.tools.cli.common import EXIT_OK, command_parser, print_report, run_command, say
+from qvd_trt.tools.cli.recipe import parse_arguments
+from qvd_trt.tools.engine.tensorrt_install import (
+    Runtime,
+    RuntimeKind,
+    Version,
+    find_tensorrt,
+    installed_kind,
+    parse_version,
+)
 
-EPILOG = """\
-examples:
+# Reports, requests and what they call are imported where they are used: onnx and rich take half a
+# second, and --help and usage errors are to answer at once.
+if TYPE_CHECKING:
+    from qvd_trt.tools.engine.build_engine import BuildReport
+    from qvd_trt.tools.engine.build_plan import BuildRequest
+
+NAME = "qvd-build"
+
+EXAMPLES = """\
   qvd-build model.w8a8.onnx --shapes sample:1x4x16x32x32 timestep:1
   qvd-build model.w8a8.onnx --shapes sample:1x4x8x32x32:1x4x16x32x32:2x4x16x64x64
   qvd-build model.float.onnx --shapes sample:1x4x16x32x32 -o float.engine
   qvd-build model.rtx.onnx --runtime rtx --ahead-of-time SM89,SM120
   qvd-build model.trt8.onnx --print-trtexec --tensorrt-version 8.6
+  qvd-build model.w8a8.onnx --recipe shapes.toml
 """
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:I?B)?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _CAPABILITY = re.compile(r"(?:SM_?)?(\d+)\.?(\d)", re.IGNORECASE)
+_DEFAULT_VERSION: dict[RuntimeKind, Version] = {"tensorrt": (10,), "rtx": (1,)}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of ``qvd-build``."""
-    parser = argparse.ArgumentParser(
-        prog="qvd-build",
-        description="Build a TensorRT or TensorRT-RTX engine from an ONNX model and say what runs "
-        "in INT8.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        NAME,
+        "Build a TensorRT or TensorRT-RTX engine from an ONNX model and say what runs in INT8.",
+        EXAMPLES,
+        verbose="list every node and every engine layer",
     )
     parser.add_argument("model", type=Path, help="QDQ or float ONNX model; never written to")
     parser.add_argument(
@@ -50,10 +69,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="shapes of inputs with dynamic dimensions, each like 1x4x16x32x32; NAME:SHAPE for a "
         "single one",
     )
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", help="list every node and every engine layer"
-    )
     _add_runtime(parser)
     _add_builder(parser)
     _add_trtexec(parser)
@@ -64,7 +79,7 @@ def _add_runtime(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("runtime")
     group.add_argument(
         "--runtime",
-        choices=("auto", "tensorrt", "rtx"),
+        choices=get_args(Runtime),
         default="auto",
         help="auto: TensorRT where it is installed, else TensorRT-RTX (default: auto)",
     )
@@ -138,7 +153,47 @@ def _add_trtexec(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parse_size(text: str) -> int:
+def read_request(options: argparse.Namespace) -> BuildRequest:
+    """Check the options and gather them.
+
+    Raises:
+        UserError: One cannot be parsed, or two do not go together.
+    """
+    from qvd_trt.tools.engine.build_plan import BuildRequest
+    from qvd_trt.tools.engine.shape_ranges import parse_shape_range
+
+    plugin = options.plugin
+    request = BuildRequest(
+        model=options.model,
+        output=options.output or options.model.with_suffix(".engine"),
+        runtime=options.runtime,
+        dtype=options.dtype,
+        shapes=tuple(map(parse_shape_range, options.shapes)),
+        timing_cache=options.timing_cache,
+        log=options.log,
+        workspace=None if options.workspace is None else _parse_size(options.workspace),
+        use_plugin=plugin is not None,
+        plugin=plugin if plugin and plugin.parts else None,
+        optimization_level=options.optimization_level,
+        cublas=not options.no_cublas,
+        implicit=options.implicit,
+        compute_capabilities=_parse_capabilities(options.ahead_of_time),
+    )
+    _check_tensorrt_version(options)
+    return request
+
+
+def _check_tensorrt_version(options: argparse.Namespace) -> None:
+    if options.tensorrt_version is None:
+        return
+    if not options.print_trtexec:
+        raise UserError("--tensorrt-version goes with --print-trtexec; the installed one builds")
+    if options.runtime == "rtx":
+        raise UserError("--tensorrt-version is one of TensorRT; leave --runtime rtx out")
+    _parse_tensorrt_version(options.tensorrt_version)
+
+
+def _parse_size(text: str) -> int:
     """Bytes of a size such as ``8G``, ``512M`` or ``1.5GiB``.
 
     Raises:
@@ -151,7 +206,7 @@ def parse_size(text: str) -> int:
     return size
 
 
-def parse_capabilities(text: str | None) -> tuple[str, ...]:
+def _parse_capabilities(text: str | None) -> tuple[str, ...]:
     """``("8.9", "12.0")`` from ``SM89,SM120`` or ``8.9,12.0``.
 
     Raises:
@@ -167,7 +222,7 @@ def parse_capabilities(text: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"{match[1]}.{match[2]}" for match in found if match))
 
 
-def parse_tensorrt_version(text: str) -> Version:
+def _parse_tensorrt_version(text: str) -> Version:
     """``(8, 6)`` from ``8.6``.
 
     Raises:
@@ -177,3 +232,58 @@ def parse_tensorrt_version(text: str) -> Version:
     if version[:2] != (8, 6) and version[:1] not in ((10,), (11,)):
         raise UserError(f"--tensorrt-version {text!r} is not supported; use 8.6, 10 or 11")
     return version
+
+
+def run(request: BuildRequest) -> BuildReport:
+    """Build the engine and write it and its report; progress goes to stderr.
+
+    Raises:
+        UserError: anything wrong with the inputs, or TensorRT fails. Nothing is written then.
+    """
+    from qvd_trt.tools.cli.display import BarProgress
+    from qvd_trt.tools.engine.build_engine import build_engine
+
+    return build_engine(request, BarProgress())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code (0 done, 2 bad input, 130 interrupted)."""
+    return run_command(NAME, lambda: _main(parse_arguments(build_parser(), arguments)))
+
+
+def _main(options: argparse.Namespace) -> int:
+    from qvd_trt.tools.cli.build_summary import print_summary
+
+    request = read_request(options)
+    if options.print_trtexec:
+        return _print_trtexec(options, request)
+    report = run(request)
+    say(NAME, notes=report.notes, warnings=report.warnings)
+    print_report(report, options, print_summary)
+    return EXIT_OK
+
+
+def _print_trtexec(options: argparse.Namespace, request: BuildRequest) -> int:
+    from qvd_trt.tools.engine.build_engine import equivalent_command
+
+    command, warnings = equivalent_command(request, *_asked_tensorrt(options))
+    say(NAME, warnings=warnings)
+    print(command)
+    return EXIT_OK
+
+
+def _asked_tensorrt(options: argparse.Namespace) -> tuple[RuntimeKind, Version]:
+    """Which TensorRT a printed command is for: the named, the installed, or TensorRT 10."""
+    if options.tensorrt_version is not None:
+        return "tensorrt", _parse_tensorrt_version(options.tensorrt_version)
+    installed = installed_kind() if options.runtime == "auto" else None
+    kind = installed or ("rtx" if options.runtime == "rtx" else "tensorrt")
+    try:
+        install = find_tensorrt(kind)
+    except UserError:
+        return kind, _DEFAULT_VERSION[kind]
+    return install.kind, install.version
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,7 +8,7 @@ from statistics import fmean
 from rich.console import Console
 from rich.text import Text
 
-from qvd_trt.tools.text_tables import print_table
+from qvd_trt.tools.cli.display import print_table
 from qvd_trt.tools.validation.report import (
     COMPARISONS,
     CallErrors,
@@ -20,8 +20,11 @@ from qvd_trt.tools.validation.report import (
 _MEANINGS = {entry.name: entry.meaning for entry in COMPARISONS}
 
 
-def print_summary(report: ValidationReport) -> None:
-    """Print what was compared, the errors, and where along the trajectory they are."""
+def print_summary(report: ValidationReport, *, verbose: bool) -> None:
+    """Print what was compared, the errors, and where along the trajectory they are.
+
+    ``verbose`` adds every call, and every state of a free run.
+    """
     console = Console()
     rows = [[name, file] for name, file in report.models.items()]
     if report.calibration is not None:
@@ -31,8 +34,10 @@ def print_summary(report: ValidationReport) -> None:
     if report.calls:
         _print_errors(console, "every model on the recorded inputs", report.calls)
         _print_steps(console, report.calls)
+        if verbose:
+            _print_calls(console, report.calls)
     if report.free_run is not None:
-        _print_free_run(console, report.free_run)
+        _print_free_run(console, report.free_run, verbose=verbose)
     for check in report.limits:
         verdict = "kept" if check.met else "NOT kept"
         line = f"{check.option} {check.limit:g} {verdict}: {check.quantity} is {check.value:.4g}"
@@ -59,7 +64,7 @@ def _print_errors(console: Console, title: str, calls: Sequence[CallErrors]) -> 
 
 def _print_steps(console: Console, calls: Sequence[CallErrors]) -> None:
     """Mean SQNR of the calls at each timestep, in the order of denoising."""
-    names = [name for name in _MEANINGS if any(name in call.errors for call in calls)]
+    names = _compared(calls)
     rows = [["timestep", "calls", *(f"{_label(name)} dB" for name in names)]]
     # Samplers go down; the sort also orders calls of several trajectories.
     for timestep in sorted({call.timestep for call in calls}, reverse=True):
@@ -70,11 +75,31 @@ def _print_steps(console: Console, calls: Sequence[CallErrors]) -> None:
     print_table(console, rows)
 
 
-def _print_free_run(console: Console, report: FreeRunReport) -> None:
+def _print_calls(console: Console, calls: Sequence[CallErrors]) -> None:
+    """Each call, or each state, by itself."""
+    names = _compared(calls)
+    rows = [["trajectory", "step", "timestep", *(f"{_label(name)} dB" for name in names)]]
+    for call in calls:
+        measured = (
+            f"{call.errors[name].sqnr:.1f}" if name in call.errors else "" for name in names
+        )
+        rows.append([str(call.trajectory), str(call.step), f"{call.timestep:g}", *measured])
+    console.print()
+    print_table(console, rows)
+
+
+def _compared(calls: Sequence[CallErrors]) -> list[str]:
+    """Comparisons that at least one call has, in the report's order."""
+    return [name for name in _MEANINGS if any(name in call.errors for call in calls)]
+
+
+def _print_free_run(console: Console, report: FreeRunReport, *, verbose: bool) -> None:
     console.print()
     console.print(Text(f"free run: {report.sampling}", "bold"), soft_wrap=True)
     _print_errors(console, "states after each step", report.states)
     _print_steps(console, report.states)
+    if verbose:
+        _print_calls(console, report.states)
     rows = [["final latent", "PSNR mean", "worst", "(data range 2: values in [-1, 1])"]]
     for name in _MEANINGS:
         if values := [final.psnr[name] for final in report.finals if name in final.psnr]:

@@ -1,36 +1,47 @@
-"""The sampling options that several commands share; imports nothing heavy, for ``--help``."""
+"""The sampling options that several commands share."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
+from qvd_trt.calibrators.sources.input_shapes import parse_shapes
+from qvd_trt.calibrators.sources.npz_files import read_npz
+from qvd_trt.calibrators.sources.samplers import SAMPLERS, SCHEDULES, SPACINGS
+from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
+
+DEFAULT = SelfSamplingOptions()
 
 
 def add_sampling(parser: argparse.ArgumentParser, title: str) -> None:
     """Add the options of :func:`read_sampling` as a group of that title."""
     group = parser.add_argument_group(title)
-    group.add_argument("--sampler", metavar="NAME", help="ddim (default), flow or edm")
+    group.add_argument(
+        "--sampler",
+        metavar="NAME",
+        help=f"{', '.join(SAMPLERS)} (default: {DEFAULT.sampler})",
+    )
     group.add_argument(
         "--prediction",
         metavar="NAME",
-        help="what the model predicts: epsilon, v_prediction, sample, or flow (default: the "
-        "sampler's usual one)",
+        help="what the model predicts: epsilon (default), v_prediction or sample with ddim; each "
+        "other sampler takes only its own",
     )
     group.add_argument(
         "--schedule",
         metavar="NAME",
-        help="noise schedule of ddim: linear, scaled_linear, cosine, or linear:BETA0,BETA1",
+        help=f"noise schedule of ddim: {', '.join(SCHEDULES)}; cosine for squaredcos_cap_v2; "
+        "linear:BETA0,BETA1 for other ends",
     )
     group.add_argument(
-        "--spacing", metavar="NAME", help="timestep spacing of ddim: trailing, leading or linspace"
+        "--spacing", metavar="NAME", help=f"timestep spacing of ddim: {', '.join(SPACINGS)}"
     )
     group.add_argument("--shift", type=float, metavar="X", help="sigma shift of flow")
-    group.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
-    group.add_argument("--samples", type=int, default=4, help="trajectories (default: 4)")
+    for option, default, what in (
+        ("--steps", DEFAULT.steps, "denoising steps"),
+        ("--samples", DEFAULT.samples, "trajectories"),
+    ):
+        group.add_argument(option, type=int, default=default, help=f"{what} (default: {default})")
     group.add_argument("--guidance", type=float, metavar="X", help="classifier-free guidance scale")
     group.add_argument(
         "--inputs",
@@ -46,7 +57,9 @@ def add_sampling(parser: argparse.ArgumentParser, title: str) -> None:
         default=[],
         help="input shapes where the model's are symbolic, for example sample:1x4x16x32x32",
     )
-    group.add_argument("--seed", type=int, default=0, help="seed of noise and drawn inputs")
+    group.add_argument(
+        "--seed", type=int, default=DEFAULT.seed, help="seed of noise and drawn inputs"
+    )
 
 
 def first_given(options: argparse.Namespace) -> str | None:
@@ -65,13 +78,8 @@ def read_sampling(options: argparse.Namespace) -> SelfSamplingOptions:
     Raises:
         UserError: the file of ``--inputs`` cannot be read, or ``--shapes`` is not understood.
     """
-    # Here, so that parsers can be built without numpy.
-    from qvd_trt.calibrators.sources.input_shapes import parse_shapes
-    from qvd_trt.calibrators.sources.npz_files import read_npz
-    from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
-
     return SelfSamplingOptions(
-        sampler=options.sampler or "ddim",
+        sampler=options.sampler or DEFAULT.sampler,
         prediction=options.prediction,
         schedule=options.schedule,
         spacing=options.spacing,

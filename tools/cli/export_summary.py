@@ -7,8 +7,8 @@ from collections import Counter
 from rich.console import Console
 from rich.filesize import decimal
 
+from qvd_trt.tools.cli.display import print_labelled, print_table
 from qvd_trt.tools.report import QuantizationReport
-from qvd_trt.tools.text_tables import print_labelled, print_table
 
 REASONS_SHOWN = 8
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.filesize import decimal
 
+from qvd_trt.tools.cli.display import print_labelled, print_table
 from qvd_trt.tools.engine.build_engine import BuildReport
 from qvd_trt.tools.engine.node_precision import READS_CODEBOOK, NodePrecision
 from qvd_trt.tools.engine.tensorrt_install import parse_version, product_label
-from qvd_trt.tools.text_tables import print_labelled, print_table
 
 LOST_SHOWN = 5
 

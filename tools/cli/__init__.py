@@ -1,0 +1,1 @@
+"""The commands: ``export``, ``build`` and ``validate``, all of one shape."""
