@@ -73,9 +73,9 @@ def test_nothing_generic_lands_in_site_packages(archives: Archives) -> None:
     }
 
 
-def test_qvd_trt_is_a_namespace_of_four_packages(archives: Archives) -> None:
+def test_qvd_trt_is_four_packages_and_their_face(archives: Archives) -> None:
     below = {name.split("/")[1] for name in archives.wheel if name.startswith("qvd_trt/")}
-    assert below == set(FOLDERS)
+    assert below == {*FOLDERS, "__init__.py", "py.typed"}
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -83,7 +83,6 @@ def test_wheel_holds_the_whole_folder(archives: Archives, folder: str) -> None:
     inside = {name for name in archives.wheel if name.startswith(f"qvd_trt/{folder}/")}
     assert inside == {f"qvd_trt/{name}" for name in checkout_files(folder)}
     assert f"qvd_trt/{folder}/__init__.py" in inside
-    assert f"qvd_trt/{folder}/py.typed" in inside
 
 
 def test_plugin_sources_are_shipped(archives: Archives) -> None:
@@ -98,9 +97,11 @@ def test_nothing_compiled_is_shipped(archives: Archives) -> None:
 
 
 def test_sdist_can_be_built_and_tested(archives: Archives) -> None:
-    files = {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "PKG-INFO", ".gitignore"}
+    files = {"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"}
+    files |= {"pyproject.toml", "PKG-INFO", ".gitignore"}
     assert {name for name in archives.sdist if "/" not in name} == files
-    assert {name.partition("/")[0] for name in archives.sdist} - files == {*FOLDERS, "tests"}
+    folders = {name.partition("/")[0] for name in archives.sdist} - files
+    assert folders == {*FOLDERS, "tests", "docs", ".src"}
     assert "tests/house/test_packaging.py" in archives.sdist
 
 
@@ -134,6 +135,8 @@ def test_unpacked_wheel_is_imported(archives: Archives, tmp_path: Path) -> None:
     script = (
         "import importlib, sys\n"
         "sys.path[:] = [sys.argv[1], *(p for p in sys.path if not p.endswith('.src'))]\n"
+        "import qvd_trt\n"
+        "print(qvd_trt.__file__)\n"
         "for name in sys.argv[2:]:\n"
         "    print(importlib.import_module(f'qvd_trt.{name}').__file__)\n"
     )
@@ -144,5 +147,5 @@ def test_unpacked_wheel_is_imported(archives: Archives, tmp_path: Path) -> None:
         check=True,
         cwd=tmp_path,
     )
-    expected = [str(tmp_path / "qvd_trt" / folder / "__init__.py") for folder in FOLDERS]
+    expected = [str(tmp_path / "qvd_trt" / folder / "__init__.py") for folder in ("", *FOLDERS)]
     assert done.stdout.split() == expected
