@@ -13,9 +13,16 @@ from rich.console import Console
 
 from qvd_trt.export.plan.quant_plan import W8A8
 from qvd_trt.export.plan.sites import KeptLayer
+from qvd_trt.tools.cli import validate_summary
 from qvd_trt.tools.cli.display import BarProgress
 from qvd_trt.tools.cli.export_summary import print_summary
 from qvd_trt.tools.report import HeldOutScore, QuantizationReport, TemporalScore, WeakLayer
+from qvd_trt.tools.validation.report import (
+    CallErrors,
+    ErrorMeasure,
+    FreeRunReport,
+    ValidationReport,
+)
 from tests.tools.command import FAST, Command
 
 REPORT = QuantizationReport(
@@ -149,6 +156,37 @@ def test_verbose_lists_every_kept_layer(command: Command) -> None:
     assert listed == [[layer["name"], layer["op"], layer["reason"]] for layer in report["kept"]]
     assert len(listed) == 5
     assert result.err == ""
+
+
+def test_verbose_lists_every_call_of_a_validation(capsys: pytest.CaptureFixture[str]) -> None:
+    def call(trajectory: int, step: int, **sqnr: float) -> CallErrors:
+        errors = {name: ErrorMeasure(value, 0.01) for name, value in sqnr.items()}
+        return CallErrors(trajectory, step, 900.0 - step, errors)
+
+    calls = (call(0, 0, quantization=31.0), call(1, 0, quantization=33.0))
+    states = (call(0, 1, quantization=28.25, rounding_floor=40.0),)
+    report = ValidationReport(
+        models={"float": "f.onnx", "qdq": "q.onnx"},
+        calibration="2 calls",
+        calls=calls,
+        free_run=FreeRunReport("1 trajectory", states, ()),
+        skipped={},
+        limits=(),
+        warnings=(),
+    )
+    validate_summary.print_summary(report, verbose=False)
+    short = capsys.readouterr().out
+    validate_summary.print_summary(report, verbose=True)
+    full = capsys.readouterr().out
+    added = [line for line in full.splitlines() if line not in short.splitlines()]
+    assert added == [
+        "trajectory  step  timestep  quantization dB",
+        "0           0     900       31.0",
+        "1           0     900       33.0",
+        "trajectory  step  timestep  quantization dB  rounding floor dB",
+        "0           1     899       28.2             40.0",
+    ]
+    assert "timestep  calls  quantization dB\n900       2      32.0\n" in short
 
 
 class TestProgress:

@@ -17,15 +17,12 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_KINDS = {
+_WANTED = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
     str: "a string in quotes",
-    list: "a list",
-    dict: "a table",
 }
-"""What the values of a TOML file are called; all else are dates and times."""
 
 
 def parse_arguments(
@@ -129,7 +126,8 @@ def _convert(where: str, action: argparse.Action, raw: Any) -> object:
         entries = raw if isinstance(raw, list) else [raw]
         if not entries:
             raise UserError(f"{where} is empty; name something or leave it out")
-        return [_convert_one(where, action, entry) for entry in entries]
+        each = f"{where}: an entry" if entries is raw else where
+        return [_convert_one(each, action, entry) for entry in entries]
     if action.nargs == 0:
         return _require(where, raw, bool)
     if action.nargs == "?" and isinstance(raw, bool):  # An option whose value may be left out.
@@ -138,7 +136,9 @@ def _convert(where: str, action: argparse.Action, raw: Any) -> object:
 
 
 def _convert_one(where: str, action: argparse.Action, raw: Any) -> object:
-    kind = action.type if action.type in (int, float) else str
+    kind: type = str
+    if action.type is int or action.type is float:
+        kind = action.type
     if kind is float and type(raw) is int:
         raw = float(str(raw))  # Not float(raw), which overflows where a float would be inf.
     _require(where, raw, kind)
@@ -151,8 +151,17 @@ def _convert_one(where: str, action: argparse.Action, raw: Any) -> object:
     return value
 
 
-def _require(where: str, raw: object, kind: Any) -> object:
+def _require(where: str, raw: object, kind: type) -> object:
     if type(raw) is not kind:
-        found = _KINDS.get(type(raw), "a date or time")
-        raise UserError(f"{where} must be {_KINDS[kind]}, not {found}")
+        raise UserError(f"{where} must be {_WANTED[kind]}, not {_shown(raw)}")
     return raw
+
+
+def _shown(raw: object) -> str:
+    if isinstance(raw, list):
+        return "a list"
+    if isinstance(raw, dict):
+        return "a table"
+    if isinstance(raw, str):
+        return repr(raw)
+    return str(raw).lower() if isinstance(raw, bool) else str(raw)

@@ -10,7 +10,7 @@ from qvd_trt.calibrators.sources.npz_files import read_npz
 from qvd_trt.calibrators.sources.samplers import SAMPLERS, SCHEDULES, SPACINGS
 from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
 
-DEFAULT = SelfSamplingOptions()
+DEFAULTS = SelfSamplingOptions()
 
 
 def add_sampling(parser: argparse.ArgumentParser, title: str) -> None:
@@ -19,7 +19,7 @@ def add_sampling(parser: argparse.ArgumentParser, title: str) -> None:
     group.add_argument(
         "--sampler",
         metavar="NAME",
-        help=f"{', '.join(SAMPLERS)} (default: {DEFAULT.sampler})",
+        help=f"{', '.join(SAMPLERS)} (default: {DEFAULTS.sampler})",
     )
     group.add_argument(
         "--prediction",
@@ -38,8 +38,8 @@ def add_sampling(parser: argparse.ArgumentParser, title: str) -> None:
     )
     group.add_argument("--shift", type=float, metavar="X", help="sigma shift of flow")
     for option, default, what in (
-        ("--steps", DEFAULT.steps, "denoising steps"),
-        ("--samples", DEFAULT.samples, "trajectories"),
+        ("--steps", DEFAULTS.steps, "denoising steps"),
+        ("--samples", DEFAULTS.samples, "trajectories"),
     ):
         group.add_argument(option, type=int, default=default, help=f"{what} (default: {default})")
     group.add_argument("--guidance", type=float, metavar="X", help="classifier-free guidance scale")
@@ -58,7 +58,7 @@ def add_sampling(parser: argparse.ArgumentParser, title: str) -> None:
         help="input shapes where the model's are symbolic, for example sample:1x4x16x32x32",
     )
     group.add_argument(
-        "--seed", type=int, default=DEFAULT.seed, help="seed of noise and drawn inputs"
+        "--seed", type=int, default=DEFAULTS.seed, help="seed of noise and drawn inputs"
     )
 
 
@@ -79,7 +79,7 @@ def read_sampling(options: argparse.Namespace) -> SelfSamplingOptions:
         UserError: the file of ``--inputs`` cannot be read, or ``--shapes`` is not understood.
     """
     return SelfSamplingOptions(
-        sampler=options.sampler or DEFAULT.sampler,
+        sampler=options.sampler or DEFAULTS.sampler,
         prediction=options.prediction,
         schedule=options.schedule,
         spacing=options.spacing,
