@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.errors import UserError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 LATENT_NAMES = ("sample", "hidden_states", "latent", "latents", "latent_model_input", "x", "input")
 """What model families call the noisy latent."""

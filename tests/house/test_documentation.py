@@ -14,7 +14,8 @@ import pytest
 from tests.house.markdown import Command, blocks, commands_of
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+LONGEST_LINE = 140
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
 EXTRAS = re.compile(r"(?:^|/)\.\[([\w,-]+)\]$|^qvd-trt\[([\w,-]+)\]$")
 
@@ -99,3 +100,9 @@ def test_commands_are_found_in_shell_blocks() -> None:
         ("qvd-export", "b c"),
         ("tee", "log"),
     ]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_no_line_is_too_long(document: Path) -> None:
+    lines = document.read_text().splitlines()
+    assert [line for line in lines if len(line) > LONGEST_LINE] == []

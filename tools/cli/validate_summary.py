@@ -100,7 +100,7 @@ def _print_free_run(console: Console, report: FreeRunReport, *, verbose: bool) -
     _print_steps(console, report.states)
     if verbose:
         _print_calls(console, report.states)
-    rows = [["final latent", "PSNR mean", "worst", "(data range 2: values in [-1, 1])"]]
+    rows = [["final latent", "PSNR mean", "worst", "(data range: that of the reference)"]]
     for name in _MEANINGS:
         if values := [final.psnr[name] for final in report.finals if name in final.psnr]:
             rows.append([_label(name), f"{fmean(values):.1f} dB", f"{min(values):.1f} dB", ""])

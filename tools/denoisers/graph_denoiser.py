@@ -8,8 +8,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qvd_trt.export.graph.signature import TensorSpec
-from qvd_trt.tools.denoisers.graph_inputs import find_latent, fit_tensors, name_arguments
-from qvd_trt.tools.denoisers.torch_import import import_torch
+from qvd_trt.tools.denoisers.graph_inputs import (
+    find_latent,
+    fit_tensors,
+    import_torch,
+    name_arguments,
+)
 
 if TYPE_CHECKING:
     import torch

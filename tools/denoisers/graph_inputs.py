@@ -10,7 +10,6 @@ import numpy as np
 
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.signature import LATENT_NAMES, TIMESTEP_NAMES, TensorSpec
-from qvd_trt.tools.denoisers.torch_import import import_torch
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +21,22 @@ _SYNONYMS = (
     ("encoder_hidden_states", "context", "prompt_embeds"),
 )
 """Names that models of several families have for one argument."""
+
+
+def import_torch() -> Any:
+    """The module torch.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            "denoisers take and return torch tensors, and torch cannot be imported "
+            f"({error}); pip install torch"
+        ) from error
+    return torch
 
 
 def name_arguments(

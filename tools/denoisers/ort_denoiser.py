@@ -13,7 +13,7 @@ from qvd_trt.export.graph.signature import TensorSpec, read_signature
 from qvd_trt.export.model import load_model
 from qvd_trt.export.session import CPU, cannot_run, open_session
 from qvd_trt.tools.denoisers.graph_denoiser import GraphDenoiser
-from qvd_trt.tools.denoisers.torch_import import import_torch
+from qvd_trt.tools.denoisers.graph_inputs import import_torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.signature import TensorSpec
 from qvd_trt.tools.denoisers.graph_denoiser import GraphDenoiser
-from qvd_trt.tools.denoisers.torch_import import import_torch
+from qvd_trt.tools.denoisers.graph_inputs import import_torch
 from qvd_trt.tools.engine.engine_session import (
     ALIGNMENT,
     DeviceTensor,

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.files import write_atomically
+from qvd_trt.export.files import existing_folder, write_atomically
 from qvd_trt.export.progress import SILENT, Progress
 from qvd_trt.tools.engine.build_plan import BuildPlan, BuildRequest, plan_build, with_ranges
 from qvd_trt.tools.engine.compile_process import compile_in_child
@@ -123,7 +123,7 @@ def build_engine(request: BuildRequest, progress: Progress = SILENT) -> BuildRep
     plan = plan_build(request, model, install.kind, install.version)
     with ExitStack() as temporary:
         if request.implicit:
-            space = TemporaryDirectory(prefix=".qvd-build-", dir=_existing_folder(request.output))
+            space = TemporaryDirectory(prefix=".qvd-build-", dir=existing_folder(request.output))
             plan = with_ranges(plan, Path(temporary.enter_context(space)))
         with progress.step(f"building with {install.label}", None):
             answer = compile_in_child(plan)
@@ -220,14 +220,9 @@ def _check_output(request: BuildRequest) -> None:
         taken[path.absolute()] = f"the file of {option}, too"
         if path.is_dir():
             raise UserError(f"{option} {path} is a folder; name a file")
-        folder = _existing_folder(path)
+        folder = existing_folder(path)
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
             raise UserError(f"{option} {path}: {folder} is not a folder that can be written to")
-
-
-def _existing_folder(path: Path) -> Path:
-    """The nearest one above a path."""
-    return next(parent for parent in path.absolute().parents if parent.exists())
 
 
 def _check_capabilities(request: BuildRequest, install: TensorRTInstall) -> None:

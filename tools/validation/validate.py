@@ -12,7 +12,7 @@ from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.signature import timestep_of
 from qvd_trt.export.progress import SILENT, Progress
 from qvd_trt.tools.validation.free_run import run_free
-from qvd_trt.tools.validation.model_set import ModelSet, open_models
+from qvd_trt.tools.validation.models import ModelSet, open_models
 from qvd_trt.tools.validation.recordings import Recorder
 from qvd_trt.tools.validation.report import (
     FLOAT,
