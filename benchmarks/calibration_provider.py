@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.pandigits_sampling import EXAMPLE
-from qvd_trt.export.apply import ApplyOptions
+from qvd_trt.export.apply_plan import ApplyOptions
 from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.ort_session import CPU, CUDA
 from qvd_trt.export.plan.plan_json import load_plan
 from qvd_trt.export.plan.quant_plan import DensePlan, QuantPlan
 from qvd_trt.export.progress import SilentProgress
-from qvd_trt.export.session import CPU, CUDA
 from qvd_trt.export.targets import TARGETS, FloatType
-from qvd_trt.tools.pipeline import quantize
-from qvd_trt.tools.request import QuantizeRequest
+from qvd_trt.tools.quantize import quantize
+from qvd_trt.tools.quantize_request import QuantizeRequest
 
 
 @dataclass(frozen=True, slots=True)

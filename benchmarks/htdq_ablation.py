@@ -24,17 +24,17 @@ from qvd_trt.calibrators.sources.samplers import (
     SamplerOptions,
     ddim_sampler,
 )
-from qvd_trt.calibrators.statistics.stats import TemporalFeatures
+from qvd_trt.calibrators.statistics.activation_stats import TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
-from qvd_trt.calibrators.temporal.sweep import TemporalSweep
 from qvd_trt.calibrators.temporal.td_score import td_score
+from qvd_trt.calibrators.temporal.timestep_sweep import TemporalSweep
 from qvd_trt.export.arrays import AnyArray, Float64Array
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.find_sites import find_sites
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.graph.signature import TensorSpec
-from qvd_trt.export.model import open_model
-from qvd_trt.export.plan.sites import Site
+from qvd_trt.export.model_file import open_model
+from qvd_trt.export.plan.site_types import Site
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,7 +15,7 @@ from examples.pandigits.onnx_sampling import (
     pandigits_sampler,
 )
 from qvd_trt.export.arrays import AnyArray, Float32Array
-from qvd_trt.export.session import open_session
+from qvd_trt.export.ort_session import open_session
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "pandigits_unet"
 DATA_RANGE = 2.0

@@ -17,10 +17,10 @@ import onnx_ir as ir
 from qvd_trt.export.graph.affine_producer import find_affine_producer
 from qvd_trt.export.graph.find_sites import find_sites
 from qvd_trt.export.graph.float_model import FloatModel
-from qvd_trt.export.model import open_model, save_model
+from qvd_trt.export.model_file import open_model, save_model
 from qvd_trt.export.passes.fold_scri import FoldScri
 from qvd_trt.export.plan.quant_plan import FLOAT_BITS, ActivationQuant, DensePlan, LayerQuant
-from qvd_trt.export.plan.sites import Site
+from qvd_trt.export.plan.site_types import Site
 
 
 def stressed_twin(model: FloatModel, sigma: float, seed: int) -> tuple[ir.Model, int]:

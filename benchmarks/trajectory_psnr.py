@@ -30,14 +30,14 @@ from benchmarks.pandigits_sampling import (
 )
 from benchmarks.stressed_twin import stressed_twin
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
-from qvd_trt.export.apply import ApplyOptions
-from qvd_trt.export.model import open_model, save_model
+from qvd_trt.export.apply_plan import ApplyOptions
+from qvd_trt.export.model_file import open_model, save_model
 from qvd_trt.export.passes.precision.lower_precision import LowerPrecision
 from qvd_trt.export.plan.quant_plan import Bits
 from qvd_trt.export.progress import SilentProgress
 from qvd_trt.export.targets import TARGETS, FloatType
-from qvd_trt.tools.pipeline import quantize
-from qvd_trt.tools.request import QuantizeRequest
+from qvd_trt.tools.quantize import quantize
+from qvd_trt.tools.quantize_request import QuantizeRequest
 
 FLOOR = "fp16"
 

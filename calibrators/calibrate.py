@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qvd_trt.calibrators.sources.calls import CalibrationSource, DenoiserCall
+from qvd_trt.calibrators.statistics.activation_stats import ActivationStats, HeldOutCall
 from qvd_trt.calibrators.statistics.collector import StatisticsCollector
-from qvd_trt.calibrators.statistics.stats import ActivationStats, HeldOutCall
-from qvd_trt.calibrators.temporal.sweep import TemporalSweep, training_timesteps
+from qvd_trt.calibrators.temporal.timestep_sweep import TemporalSweep, training_timesteps
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.graph.float_model import FloatModel
-from qvd_trt.export.plan.sites import GraphSites
+from qvd_trt.export.ort_session import CPU
+from qvd_trt.export.plan.site_types import GraphSites
 from qvd_trt.export.progress import SILENT, Progress
-from qvd_trt.export.session import CPU
 
 HELD_OUT_CALLS = 8
 """At most this many calls are kept out, so that memory stays bounded."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from qvd_trt.calibrators.algorithms.algorithm import Algorithm
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
-from qvd_trt.calibrators.statistics.stats import ActivationStats
+from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
+from qvd_trt.calibrators.statistics.activation_stats import ActivationStats
+from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
 from qvd_trt.calibrators.temporal.solve_temporal_site import solve_temporal_site
 from qvd_trt.export.arrays import AnyArray, Float32Array
 from qvd_trt.export.errors import UserError
@@ -20,7 +23,7 @@ from qvd_trt.export.plan.quant_plan import (
     QuantPlan,
     TemporalPlan,
 )
-from qvd_trt.export.plan.sites import (
+from qvd_trt.export.plan.site_types import (
     MIN_ROWS_PER_CALL,
     GraphSites,
     KeptLayer,
@@ -40,16 +43,43 @@ class SolveOptions:
     Attributes:
         bits: Widths.
         algorithm: How dense sites are solved.
-        temporal_quantizer: A name in ``CODEBOOKS``, or ``float``.
+        temporal_quantizer: A name in ``CODEBOOKS``, ``float``, or None for the algorithm's own.
         min_sqnr: Layers whose output falls below this SQNR (dB) on calibration rows stay float.
         shift_padded: Whether SCRI may shift in front of a zero-padded convolution.
     """
 
     bits: Bits
     algorithm: Algorithm
-    temporal_quantizer: str
+    temporal_quantizer: str | None = None
     min_sqnr: float | None = None
     shift_padded: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse names and limits that no site could be solved with.
+
+        Raises:
+            UserError: an unknown codebook, or ``min_sqnr`` where nothing is measured.
+        """
+        names = (*CODEBOOKS, TEMPORAL_FLOAT)
+        if self.codebook not in names:
+            raise UserError(
+                f"--temporal: {self.codebook!r} is unknown; use one of {', '.join(names)}"
+            )
+        if self.min_sqnr is None:
+            return
+        if not math.isfinite(self.min_sqnr):
+            raise UserError(f"--min-sqnr: {self.min_sqnr} is not supported; use a number of dB")
+        if not self.algorithm.needs_rows:
+            measuring = [name for name, entry in ALGORITHMS.items() if entry.needs_rows]
+            raise UserError(
+                "--min-sqnr needs an algorithm that measures layers; use one of "
+                f"{', '.join(measuring)}"
+            )
+
+    @property
+    def codebook(self) -> str:
+        """Name of the temporal sites' codebook."""
+        return self.temporal_quantizer or self.algorithm.temporal_quantizer
 
 
 def solve(
@@ -85,7 +115,7 @@ def solve(
         progress()
     temporal_plans: list[TemporalPlan] = []
     for site in sites.temporal:
-        if options.temporal_quantizer == TEMPORAL_FLOAT or options.bits.activation == FLOAT_BITS:
+        if options.codebook == TEMPORAL_FLOAT or options.bits.activation == FLOAT_BITS:
             all_kept += [
                 KeptLayer(layer.name, layer.op.value, "temporal site, kept float")
                 for layer in site.layers
@@ -117,7 +147,7 @@ def _temporal_plan(
         feature,
         _weights(site, read_weight),
         options.bits,
-        options.temporal_quantizer,
+        options.codebook,
     )
 
 

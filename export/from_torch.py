@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from qvd_trt.export.atomic_files import written_together
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.files import written_together
 from qvd_trt.export.graph.find_layers import NAME_SCOPES
-from qvd_trt.export.model import (
+from qvd_trt.export.model_file import (
     INLINE_LIMIT_BYTES,
     data_path,
     needs_external_data,

@@ -27,10 +27,17 @@ def sqnr(reference: Float32Array, output: Float32Array) -> float:
 def psnr(reference: Float32Array, output: Float32Array, data_range: float) -> float:
     """Peak signal to noise ratio in dB of two arrays of equal shape; inf for equal ones.
 
+    It is -inf where the output is not finite, or the data have no range.
+
     Args:
         reference: What should have come out.
         output: What came out.
         data_range: Greatest minus least value that the data can take.
     """
-    error = float(np.square(output - reference, dtype=np.float64).mean())
-    return math.inf if error == 0 else 10 * math.log10(data_range**2 / error)
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = float(np.square(output - reference, dtype=np.float64).mean())
+    if error == 0:
+        return math.inf
+    if not math.isfinite(error) or not data_range > 0:
+        return -math.inf
+    return 10 * math.log10(data_range**2 / error)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.real_size.cuda import Cuda, CudaError
-from qvd_trt.export.files import write_atomically
+from qvd_trt.export.atomic_files import write_atomically
 from qvd_trt.tools.engine.build_plan import FIRST_STRONGLY_TYPED, BuildPlan, with_ranges
 from qvd_trt.tools.engine.compile_process import compile_in_child
 from qvd_trt.tools.engine.engine_layers import read_entry

@@ -49,18 +49,18 @@ from benchmarks.real_size.skeleton import SKELETONS, strip
 from benchmarks.real_size.widen import widen
 from qvd_trt.calibrators.sources.calls import DenoiserCall
 from qvd_trt.calibrators.sources.self_sampling import SelfSampling, SelfSamplingOptions
-from qvd_trt.export.apply import ApplyOptions
+from qvd_trt.export.apply_plan import ApplyOptions
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.graph.signature import read_signature
-from qvd_trt.export.model import load_model, save_model
+from qvd_trt.export.model_file import load_model, save_model
+from qvd_trt.export.ort_session import open_session
 from qvd_trt.export.passes.opset.lower_opset import LowerOpset
 from qvd_trt.export.passes.prepare import Prepare
 from qvd_trt.export.passes.tensorrt8 import NormalizeWithoutPlugin, WholeShapes
 from qvd_trt.export.progress import SilentProgress
-from qvd_trt.export.session import open_session
 from qvd_trt.export.targets import TARGETS, FloatType, HtdqForm
-from qvd_trt.tools.pipeline import quantize
-from qvd_trt.tools.request import QuantizeRequest, plan_path
+from qvd_trt.tools.quantize import quantize
+from qvd_trt.tools.quantize_request import QuantizeRequest, plan_path
 
 TRAJECTORIES, STEPS = 2, 2
 TRT8_OPSET = 17

@@ -13,8 +13,9 @@ from qvd_trt.calibrators.algorithms.problem import (
     quantized_rows,
     reference_output,
 )
-from qvd_trt.calibrators.weight_grids import absmax_grid, mse_grid
+from qvd_trt.calibrators.weight_scales import absmax_grid, mse_grid
 from qvd_trt.export.arrays import Float32Array
+from qvd_trt.export.metrics import decibels
 from qvd_trt.export.plan.fold_math import folded_weight
 from qvd_trt.export.plan.quant_plan import (
     FLOAT_BITS,
@@ -23,7 +24,7 @@ from qvd_trt.export.plan.quant_plan import (
     LayerQuant,
     WeightQuant,
 )
-from qvd_trt.export.plan.sites import Layer
+from qvd_trt.export.plan.site_types import Layer
 
 WeightGrid = Callable[[SiteProblem, Layer, ActivationQuant | None], WeightQuant]
 """The grid of one layer's weight behind the activation's grid; None where that stays float."""
@@ -130,5 +131,4 @@ def bias_correction(error: Float32Array) -> Float32Array:
 
 def _sqnr(power: float, error: Float32Array) -> float:
     """Signal to quantization-noise ratio in dB."""
-    noise = max(float(np.mean(np.square(error, dtype=np.float64))), 1e-30)
-    return round(10 * float(np.log10(power / noise)), 2)
+    return round(decibels(power, float(np.mean(np.square(error, dtype=np.float64)))), 2)

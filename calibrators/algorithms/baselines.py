@@ -8,14 +8,14 @@ import numpy as np
 
 from qvd_trt.calibrators.algorithms.algorithm import Algorithm, absmax_weights, mse_weights
 from qvd_trt.calibrators.algorithms.problem import SiteProblem, quantized_rows
-from qvd_trt.calibrators.algorithms.scri_scale import (
+from qvd_trt.calibrators.algorithms.scri_map import (
     affine_grid,
     half_range,
     mid_shift,
     smooth_scale,
 )
-from qvd_trt.export.plan.grid import scale_for
 from qvd_trt.export.plan.quant_plan import ActivationQuant
+from qvd_trt.export.plan.scale_math import scale_for
 
 CLIP_PERCENTILE = 99.99
 """In percent, as in common PTQ tools."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qvd_trt.calibrators.statistics.stats import SiteStats
+from qvd_trt.calibrators.statistics.activation_stats import SiteStats
 from qvd_trt.export.arrays import Float32Array
 from qvd_trt.export.plan.fold_math import folded_weight, reciprocal, shift_bias
-from qvd_trt.export.plan.grid import activation_levels, fake_quantized, quantize_dequantize
 from qvd_trt.export.plan.quant_plan import ActivationQuant, Bits, WeightQuant
-from qvd_trt.export.plan.sites import Layer, Site
+from qvd_trt.export.plan.scale_math import activation_levels, fake_quantized, quantize_dequantize
+from qvd_trt.export.plan.site_types import Layer, Site
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,7 +14,7 @@ from qvd_trt.calibrators.algorithms.problem import (
     output_error,
     reference_output,
 )
-from qvd_trt.calibrators.algorithms.scri_scale import (
+from qvd_trt.calibrators.algorithms.scri_map import (
     affine_grid,
     half_range,
     mid_shift,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qvd_trt.calibrators.sources.calls import DenoiserCall
-from qvd_trt.calibrators.statistics.stats import (
+from qvd_trt.calibrators.statistics.activation_stats import (
     ActivationStats,
     ChannelRanges,
     HeldOutCall,
@@ -21,9 +21,14 @@ from qvd_trt.export.arrays import AnyArray, Float64Array
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.graph.signature import timestep_of
-from qvd_trt.export.passes.probes import POSITION_COLUMNS, POSITIONS_INPUT, ProbeWriter, SiteProbes
-from qvd_trt.export.plan.sites import GraphSites, Site
-from qvd_trt.export.session import CPU, open_session, run_session
+from qvd_trt.export.ort_session import CPU, open_session, run_session
+from qvd_trt.export.passes.add_probes import (
+    POSITION_COLUMNS,
+    POSITIONS_INPUT,
+    ProbeWriter,
+    SiteProbes,
+)
+from qvd_trt.export.plan.site_types import GraphSites, Site
 
 ROW_BYTES_PER_WINDOW = 4 << 20
 """Sample rows kept per receptive field: at most this many bytes."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qvd_trt.calibrators.statistics.stats import (
+from qvd_trt.calibrators.statistics.activation_stats import (
     ActivationStats,
     ChannelRanges,
     HeldOutCall,
@@ -21,12 +21,12 @@ from qvd_trt.calibrators.statistics.stats import (
     TemporalFeatures,
 )
 from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.atomic_files import write_atomically
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.files import write_atomically
 from qvd_trt.export.graph.float_model import FloatModel
-from qvd_trt.export.plan.sites import GraphSites
+from qvd_trt.export.plan.site_types import GraphSites
 
-STATS_FORMAT = 1
+STATS_FORMAT = 2
 
 _DAMAGE = (
     zipfile.BadZipFile,

@@ -8,8 +8,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from qvd_trt.calibrators.statistics.stats import TemporalFeatures
-from qvd_trt.calibrators.temporal.lloyd_max import hidi_row_weights, lloyd_max
+from qvd_trt.calibrators.statistics.activation_stats import TemporalFeatures
+from qvd_trt.calibrators.temporal.hidi import hidi_row_weights, lloyd_max
 from qvd_trt.calibrators.temporal.weighted_values import WeightedValues, collect
 from qvd_trt.export.arrays import AnyArray, Float32Array, Float64Array
 from qvd_trt.export.plan.quant_plan import Codebook
@@ -180,8 +180,6 @@ CODEBOOKS: Mapping[str, CodebookBuilder] = MappingProxyType(
     }
 )
 """The constructions of ``--temporal``, by name."""
-
-DEFAULT_CODEBOOK = "hidi"
 
 
 def _largest(features: TemporalFeatures) -> float:

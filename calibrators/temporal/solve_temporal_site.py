@@ -6,15 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qvd_trt.calibrators.statistics.stats import TemporalFeatures
+from qvd_trt.calibrators.statistics.activation_stats import TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
 from qvd_trt.calibrators.temporal.td_score import td_score
-from qvd_trt.calibrators.weight_grids import mse_grid
+from qvd_trt.calibrators.weight_scales import mse_grid
 from qvd_trt.export.arrays import Float32Array
 from qvd_trt.export.metrics import sqnr
-from qvd_trt.export.plan.grid import fake_quantized
 from qvd_trt.export.plan.quant_plan import FLOAT_BITS, Bits, Codebook, LayerQuant, TemporalPlan
-from qvd_trt.export.plan.sites import Layer, Site
+from qvd_trt.export.plan.scale_math import fake_quantized
+from qvd_trt.export.plan.site_types import Layer, Site
 
 BASELINE = "uniform"
 

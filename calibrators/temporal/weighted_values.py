@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qvd_trt.calibrators.statistics.stats import TemporalFeatures
+from qvd_trt.calibrators.statistics.activation_stats import TemporalFeatures
 from qvd_trt.export.arrays import Float32Array, Float64Array
 from qvd_trt.export.plan.quant_plan import Codebook
 

@@ -21,7 +21,7 @@ from examples.pandigits.onnx_sampling import (
     ClipSampler,
     balanced_labels,
 )
-from qvd_trt.export.session import open_session
+from qvd_trt.export.ort_session import open_session
 
 
 def main() -> None:

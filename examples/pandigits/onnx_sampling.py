@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qvd_trt.calibrators.sources.samplers import Sampler, SamplerOptions, build_sampler
-from qvd_trt.export.session import open_session
+from qvd_trt.export.ort_session import open_session
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]

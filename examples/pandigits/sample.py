@@ -30,7 +30,7 @@ from examples.pandigits.onnx_sampling import (
     load_tokens,
 )
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.session import CPU, CUDA
+from qvd_trt.export.ort_session import CPU, CUDA
 from qvd_trt.tools.cli.common import run_command
 from qvd_trt.tools.denoisers.graph_denoiser import GraphDenoiser
 from qvd_trt.tools.denoisers.ort_denoiser import OrtDenoiser

@@ -8,7 +8,7 @@ import math
 import onnx_ir as ir
 
 from qvd_trt.export.graph.values import is_weight, static_shape
-from qvd_trt.export.plan.sites import KeptLayer, Layer, LayerOp, Window
+from qvd_trt.export.plan.site_types import KeptLayer, Layer, LayerOp, Window
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 """Node metadata: a printed list of the module paths from the root down, then torch's node."""

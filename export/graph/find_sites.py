@@ -10,8 +10,15 @@ import onnx_ir as ir
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.find_layers import module_path
 from qvd_trt.export.graph.float_model import FloatModel
-from qvd_trt.export.graph.temporal import TemporalPath, find_temporal_path
-from qvd_trt.export.plan.sites import MIN_CHANNELS, GraphSites, KeptLayer, Layer, Site, SiteKind
+from qvd_trt.export.graph.temporal_path import TemporalPath, find_temporal_path
+from qvd_trt.export.plan.site_types import (
+    MIN_CHANNELS,
+    GraphSites,
+    KeptLayer,
+    Layer,
+    Site,
+    SiteKind,
+)
 
 
 def find_sites(model: FloatModel, keep_patterns: Iterable[str] = ()) -> GraphSites:

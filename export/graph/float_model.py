@@ -13,7 +13,7 @@ import onnx_ir as ir
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.graph.signature import ModelSignature
 from qvd_trt.export.graph.values import constant_array
-from qvd_trt.export.plan.sites import KeptLayer, Layer
+from qvd_trt.export.plan.site_types import KeptLayer, Layer
 
 _BLOCK_BYTES = 1 << 24
 
@@ -71,7 +71,7 @@ class FloatModel:
         return len(self.files) > 1
 
     def weight(self, name: str) -> AnyArray:
-        """The content of an initializer; read from disk each time where it is external."""
+        """The content of an initializer; an external one is mapped from its file."""
         return constant_array(self.graph.initializers[name])
 
     def input_of(self, layer: Layer) -> ir.Value:

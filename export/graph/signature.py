@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -102,6 +102,12 @@ def check_inputs(inputs: Mapping[str, AnyArray], signature: ModelSignature, orig
             raise UserError(f"{origin}: {spec.name!r} holds NaN or Inf; drop or repair that sample")
 
 
+def latent_by_name(inputs: Iterable[TensorSpec]) -> TensorSpec | None:
+    """The input with a usual name of the noisy latent, the most usual first; case is ignored."""
+    by_name = {spec.name.lower(): spec for spec in inputs}
+    return next((by_name[name] for name in LATENT_NAMES if name in by_name), None)
+
+
 def timestep_of(inputs: Mapping[str, AnyArray], signature: ModelSignature) -> float:
     """The call's timestep; of several (one per sample, frame or token), the greatest.
 
@@ -169,10 +175,8 @@ def _find_timestep(graph: ir.Graph, inputs: tuple[TensorSpec, ...]) -> str:
 
 def _find_latent(inputs: tuple[TensorSpec, ...], timestep: str) -> str:
     candidates = [spec for spec in inputs if spec.name != timestep and "float" in spec.dtype]
-    by_name = {spec.name.lower(): spec.name for spec in candidates}
-    for usual in LATENT_NAMES:
-        if usual in by_name:
-            return by_name[usual]
+    if (usual := latent_by_name(candidates)) is not None:
+        return usual.name
     candidates.sort(key=lambda spec: len(spec.shape), reverse=True)
     if candidates and len(candidates[0].shape) >= 3:
         first = candidates[0]

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from qvd_trt.export.arrays import AnyArray, Float32Array
 from qvd_trt.export.graph.values import constant_array, is_weight, static_shape
 from qvd_trt.export.plan.fold_math import canonical_weight, restored_weight
-from qvd_trt.export.plan.sites import Layer, LayerOp
+from qvd_trt.export.plan.site_types import Layer, LayerOp
 
 
 def add_initializer(graph: ir.Graph, stem: str, array: AnyArray) -> ir.Value:

@@ -23,7 +23,7 @@ from qvd_trt.export.passes.edits import (
 )
 from qvd_trt.export.plan.fold_math import folded_weight, reciprocal, shift_bias
 from qvd_trt.export.plan.quant_plan import ActivationQuant, DensePlan
-from qvd_trt.export.plan.sites import Layer
+from qvd_trt.export.plan.site_types import Layer
 
 
 class FoldScri(ir.passes.InPlacePass):

@@ -11,18 +11,18 @@ from qvd_trt.export.arrays import Float32Array
 from qvd_trt.export.graph.values import nodes_by_name, static_shape
 from qvd_trt.export.passes.edits import add_initializer, add_to_bias, read_weight, replace_constant
 from qvd_trt.export.plan.fold_math import restored_weight
-from qvd_trt.export.plan.grid import (
+from qvd_trt.export.plan.quant_plan import ActivationQuant, DensePlan, LayerQuant, TemporalPlan
+from qvd_trt.export.plan.scale_math import (
     activation_levels,
     codes,
     quantize_dequantize,
     representable_scale,
     weight_levels,
 )
-from qvd_trt.export.plan.quant_plan import ActivationQuant, DensePlan, LayerQuant, TemporalPlan
-from qvd_trt.export.plan.sites import Layer
+from qvd_trt.export.plan.site_types import Layer
 from qvd_trt.export.targets import ScaleType, WeightForm
 
-FULL_INT8 = (-128, 127)
+FULL_INT8 = activation_levels(8)
 
 
 class InsertQdq(ir.passes.InPlacePass):

@@ -9,7 +9,7 @@ import numpy as np
 
 from qvd_trt.export.arrays import AnyArray, Float32Array
 from qvd_trt.export.plan.quant_plan import ActivationQuant
-from qvd_trt.export.plan.sites import Layer, LayerOp
+from qvd_trt.export.plan.site_types import Layer, LayerOp
 
 
 def canonical_weight(layer: Layer, weight: AnyArray) -> Float32Array:

@@ -6,6 +6,7 @@ give back the same float32.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -18,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qvd_trt.export.arrays import Float32Array
+from qvd_trt.export.atomic_files import write_atomically
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.files import write_atomically
-from qvd_trt.export.plan import plan_fields as fields
-from qvd_trt.export.plan.plan_fields import PLAN_FORMAT, PlanFile
+from qvd_trt.export.plan import plan_json_fields as fields
+from qvd_trt.export.plan.plan_json_fields import PLAN_FORMAT, PlanFile
 from qvd_trt.export.plan.quant_plan import (
     ActivationQuant,
     Bits,
@@ -32,7 +33,7 @@ from qvd_trt.export.plan.quant_plan import (
     TemporalPlan,
     WeightQuant,
 )
-from qvd_trt.export.plan.sites import KeptLayer
+from qvd_trt.export.plan.site_types import KeptLayer
 
 
 def save_plan(plan: QuantPlan, path: Path) -> None:
@@ -55,7 +56,7 @@ def load_plan(path: Path) -> QuantPlan:
             dense[3].activation.scale must be a positive number, found -1``.
     """
     try:
-        content = path.read_bytes()
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
         content.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error})") from error

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from qvd_trt.export.arrays import Float32Array
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.plan.sites import KeptLayer
+from qvd_trt.export.plan.site_types import KeptLayer
 
 FLOAT_BITS = 16
 """A width of 16 leaves that side unquantized."""

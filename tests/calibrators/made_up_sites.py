@@ -10,10 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
-from qvd_trt.calibrators.statistics.stats import ChannelRanges, SampleRows, SiteStats
-from qvd_trt.export.plan.grid import activation_levels, weight_levels
+from qvd_trt.calibrators.statistics.activation_stats import ChannelRanges, SampleRows, SiteStats
 from qvd_trt.export.plan.quant_plan import W8A8, Bits, DensePlan
-from qvd_trt.export.plan.sites import GraphSites, KeptLayer, Layer, LayerOp, Site, SiteKind, Window
+from qvd_trt.export.plan.scale_math import activation_levels, weight_levels
+from qvd_trt.export.plan.site_types import (
+    GraphSites,
+    KeptLayer,
+    Layer,
+    LayerOp,
+    Site,
+    SiteKind,
+    Window,
+)
 
 Array = npt.NDArray[Any]
 PADDED = Window((3, 3), (1, 1), (1, 1), (1, 1), (1, 1))

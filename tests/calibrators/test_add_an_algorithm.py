@@ -15,7 +15,7 @@ import pytest
 from qvd_trt.calibrators.algorithms.algorithm import Algorithm
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
 from qvd_trt.calibrators.solve import SolveOptions, solve
-from qvd_trt.calibrators.statistics.stats import ActivationStats, TemporalFeatures
+from qvd_trt.calibrators.statistics.activation_stats import ActivationStats, TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks import CodebookBuilder
 from qvd_trt.export.plan.quant_plan import Bits
 from tests.calibrators.made_up_sites import (

@@ -17,23 +17,23 @@ from onnx import helper
 
 from qvd_trt.calibrators.calibrate import CalibrationOptions, calibrate
 from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
+from qvd_trt.calibrators.statistics.activation_stats import ActivationStats, SampleRows
 from qvd_trt.calibrators.statistics.collector import (
     MAX_ROWS,
     MIN_ROWS,
     StatisticsCollector,
     row_limit,
 )
-from qvd_trt.calibrators.statistics.stats import ActivationStats, SampleRows
 from qvd_trt.calibrators.statistics.stats_file import check_belongs
-from qvd_trt.calibrators.temporal.sweep import TemporalSweep, training_timesteps
+from qvd_trt.calibrators.temporal.timestep_sweep import TemporalSweep, training_timesteps
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.find_sites import find_sites
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.graph.signature import ModelSignature
-from qvd_trt.export.model import open_model
-from qvd_trt.export.plan.sites import GraphSites, Site, Window
+from qvd_trt.export.model_file import open_model
+from qvd_trt.export.ort_session import open_session
+from qvd_trt.export.plan.site_types import GraphSites, Site, Window
 from qvd_trt.export.progress import SILENT
-from qvd_trt.export.session import open_session
 from tests.export.calibrated import Calibrated, noise_feeds
 from tests.export.graphs import GraphBuilder
 
@@ -522,7 +522,8 @@ class TestTemporalSweep:
     def test_does_not_run_the_denoiser(
         self, calibrated: Callable[[str], Calibrated], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from qvd_trt.calibrators.temporal import sweep
+
+        from qvd_trt.calibrators.temporal import timestep_sweep
 
         model = calibrated("animatediff")
         opened: list[ir.Model] = []
@@ -531,7 +532,7 @@ class TestTemporalSweep:
             opened.append(part)
             return open_session(part, *args, **options)
 
-        monkeypatch.setattr(sweep, "open_session", spy)
+        monkeypatch.setattr(timestep_sweep, "open_session", spy)
         TemporalSweep(model.model, model.sites.temporal)
         (part,) = opened
         assert len(part.graph) < 0.1 * len(model.model.graph)

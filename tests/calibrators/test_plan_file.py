@@ -26,7 +26,7 @@ from qvd_trt.export.plan.quant_plan import (
     TemporalPlan,
     WeightQuant,
 )
-from qvd_trt.export.plan.sites import KeptLayer
+from qvd_trt.export.plan.site_types import KeptLayer
 
 BIGGEST = float(np.finfo(np.float32).max)
 SMALLEST = float(np.finfo(np.float32).smallest_subnormal)

@@ -15,8 +15,8 @@ import pytest
 from qvd_trt.calibrators.sources.calls import DenoiserCall
 from qvd_trt.calibrators.statistics.collector import StatisticsCollector
 from qvd_trt.export.graph.find_sites import find_sites
-from qvd_trt.export.model import open_model
-from qvd_trt.export.session import open_session, run_session
+from qvd_trt.export.model_file import open_model
+from qvd_trt.export.ort_session import open_session, run_session
 from tests.export.graphs import GraphBuilder
 
 ROOT = Path(__file__).parents[2]

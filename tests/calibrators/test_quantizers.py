@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qvd_trt.calibrators.weight_grids import absmax_grid, mse_grid
+from qvd_trt.calibrators.weight_scales import absmax_grid, mse_grid
 from qvd_trt.export.plan.fold_math import canonical_weight, per_input_channel, restored_weight
-from qvd_trt.export.plan.grid import (
+from qvd_trt.export.plan.scale_math import (
     MIN_SCALE,
     activation_levels,
     codes,
@@ -20,7 +20,7 @@ from qvd_trt.export.plan.grid import (
     scale_for,
     weight_levels,
 )
-from qvd_trt.export.plan.sites import Layer, LayerOp
+from qvd_trt.export.plan.site_types import Layer, LayerOp
 from tests.calibrators.made_up_sites import conv, linear, spread
 
 

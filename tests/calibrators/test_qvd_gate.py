@@ -10,16 +10,16 @@ import pytest
 
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
 from qvd_trt.calibrators.algorithms.qvd import gated_grid
-from qvd_trt.calibrators.algorithms.scri_scale import (
+from qvd_trt.calibrators.algorithms.scri_map import (
     affine_grid,
     half_range,
     mid_shift,
     smooth_scale,
 )
-from qvd_trt.calibrators.weight_grids import absmax_grid
+from qvd_trt.calibrators.weight_scales import absmax_grid
 from qvd_trt.export.plan.fold_math import folded_weight
 from qvd_trt.export.plan.quant_plan import FLOAT_BITS, ActivationQuant, Bits, DensePlan, LayerQuant
-from qvd_trt.export.plan.sites import Window
+from qvd_trt.export.plan.site_types import Window
 from tests.calibrators.made_up_sites import conv, linear, measured_error, site_problem
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from qvd_trt.calibrators.sources.calls import DenoiserCall
 from qvd_trt.calibrators.statistics.collector import MAX_ROWS, StatisticsCollector, row_limit
-from qvd_trt.export.model import open_model
-from qvd_trt.export.plan.sites import GraphSites, Layer, LayerOp, Site, SiteKind, Window
+from qvd_trt.export.model_file import open_model
+from qvd_trt.export.plan.site_types import GraphSites, Layer, LayerOp, Site, SiteKind, Window
 from tests.export.graphs import GraphBuilder
 
 Array = npt.NDArray[Any]

@@ -11,12 +11,12 @@ import pytest
 
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
 from qvd_trt.calibrators.solve import TEMPORAL_FLOAT, SolveOptions, solve
-from qvd_trt.calibrators.statistics.stats import ActivationStats, TemporalFeatures
+from qvd_trt.calibrators.statistics.activation_stats import ActivationStats, TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.plan.fold_math import restored_weight
 from qvd_trt.export.plan.quant_plan import W8A8, Bits, QuantPlan, WeightQuant
-from qvd_trt.export.plan.sites import KeptLayer, Layer, Site, SiteKind
+from qvd_trt.export.plan.site_types import KeptLayer, Layer, Site, SiteKind
 from tests.calibrators.made_up_sites import (
     Array,
     conv,

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from qvd_trt.calibrators.statistics.stats import (
+from qvd_trt.calibrators.statistics.activation_stats import (
     ActivationStats,
     ChannelRanges,
     SampleRows,
@@ -225,7 +225,7 @@ def test_a_truncated_file_is_refused(data: st.DataObject) -> None:
             load_stats(path)
 
 
-@pytest.mark.parametrize("header", ["[]", "3", "{}", "{", '{"format": 1, "sites": [3]}'])
+@pytest.mark.parametrize("header", ["[]", "3", "{}", "{", '{"format": 2, "sites": [3]}'])
 def test_a_wrong_header_is_refused(tmp_path: Path, header: str) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, header=np.array(header))
@@ -236,7 +236,7 @@ def test_a_wrong_header_is_refused(tmp_path: Path, header: str) -> None:
 
 def test_other_formats_and_files_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "stats.npz", header=np.array(json.dumps({"format": 99})))
-    with pytest.raises(UserError, match="has format 99, this version reads 1"):
+    with pytest.raises(UserError, match="has format 99, this version reads 2"):
         load_stats(tmp_path / "stats.npz")
     np.save(tmp_path / "array.npy", np.ones(3))
     with pytest.raises(UserError, match="not a complete statistics file"):

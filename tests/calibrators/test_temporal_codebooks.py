@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from qvd_trt.calibrators.statistics.stats import TemporalFeatures
+from qvd_trt.calibrators.statistics.activation_stats import TemporalFeatures
 from qvd_trt.calibrators.temporal import weighted_values
 from qvd_trt.calibrators.temporal.codebooks import (
     CODEBOOKS,
@@ -16,7 +16,7 @@ from qvd_trt.calibrators.temporal.codebooks import (
     codebook_from_levels,
     least_error_levels,
 )
-from qvd_trt.calibrators.temporal.lloyd_max import hidi_row_weights
+from qvd_trt.calibrators.temporal.hidi import hidi_row_weights
 from qvd_trt.calibrators.temporal.td_score import td_score
 from qvd_trt.calibrators.temporal.weighted_values import collect
 from qvd_trt.export.arrays import AnyArray

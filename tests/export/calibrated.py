@@ -12,14 +12,14 @@ from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
 from qvd_trt.calibrators.calibrate import CalibrationOptions, calibrate
 from qvd_trt.calibrators.solve import SolveOptions, solve
 from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
-from qvd_trt.calibrators.statistics.stats import ActivationStats
+from qvd_trt.calibrators.statistics.activation_stats import ActivationStats
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.graph.find_sites import find_sites
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.graph.signature import ModelSignature
-from qvd_trt.export.model import open_model
+from qvd_trt.export.model_file import open_model
 from qvd_trt.export.plan.quant_plan import W8A8, Bits, QuantPlan
-from qvd_trt.export.plan.sites import GraphSites
+from qvd_trt.export.plan.site_types import GraphSites
 from qvd_trt.export.progress import SILENT
 
 Feeds = Mapping[str, AnyArray]

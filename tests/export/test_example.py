@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qvd_trt.export.apply import ApplyOptions, apply_plan, fold_only
+from qvd_trt.export.apply_plan import ApplyOptions, apply_plan, fold_only
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.graph.float_model import FloatModel
-from qvd_trt.export.model import load_model, open_model, save_model
+from qvd_trt.export.model_file import load_model, open_model, save_model
+from qvd_trt.export.ort_session import open_session
 from qvd_trt.export.plan.plan_json import load_plan
 from qvd_trt.export.plan.quant_plan import QuantPlan
 from qvd_trt.export.progress import SilentProgress
-from qvd_trt.export.session import open_session
 from qvd_trt.export.targets import TARGETS, FloatType
-from qvd_trt.tools.pipeline import quantize
-from qvd_trt.tools.report import QuantizationReport
-from qvd_trt.tools.request import QuantizeRequest
+from qvd_trt.tools.quantize import quantize
+from qvd_trt.tools.quantize_report import QuantizationReport
+from qvd_trt.tools.quantize_request import QuantizeRequest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pandigits_unet"
 FORMS = [("trt", "fp16"), ("rtx", "fp16"), ("trt8", "fp32"), ("ort", "fp32")]

@@ -13,15 +13,15 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qvd_trt.export.apply import fold_only
+from qvd_trt.export.apply_plan import fold_only
 from qvd_trt.export.graph.find_layers import find_layers
 from qvd_trt.export.graph.find_sites import find_sites
 from qvd_trt.export.graph.signature import read_signature
 from qvd_trt.export.graph.values import static_shape
+from qvd_trt.export.ort_session import open_session
 from qvd_trt.export.passes import fold_scri
 from qvd_trt.export.plan.quant_plan import W8A8, ActivationQuant, DensePlan, LayerQuant, QuantPlan
-from qvd_trt.export.plan.sites import Layer, Site
-from qvd_trt.export.session import open_session
+from qvd_trt.export.plan.site_types import Layer, Site
 from tests.export.calibrated import noise_feeds
 from tests.export.every_form import every_form_net
 from tests.export.graphs import GraphBuilder, opened, prepared

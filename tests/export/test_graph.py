@@ -15,7 +15,7 @@ from qvd_trt.export.graph.find_layers import NAME_SCOPES, find_layers
 from qvd_trt.export.graph.find_sites import find_sites
 from qvd_trt.export.graph.signature import ModelSignature, TensorSpec, read_signature
 from qvd_trt.export.graph.values import input_dependence
-from qvd_trt.export.plan.sites import GraphSites, Layer, LayerOp, Site, Window
+from qvd_trt.export.plan.site_types import GraphSites, Layer, LayerOp, Site, Window
 from tests.export.every_form import every_form_net
 from tests.export.graphs import GraphBuilder, opened, prepared
 

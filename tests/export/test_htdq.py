@@ -12,9 +12,9 @@ import onnx_ir as ir
 import pytest
 
 from qvd_trt.calibrators.temporal.codebooks import codebook_from_levels
-from qvd_trt.export.apply import ApplyOptions, apply_plan
+from qvd_trt.export.apply_plan import ApplyOptions, apply_plan
+from qvd_trt.export.ort_session import open_session
 from qvd_trt.export.plan.quant_plan import W8A8, Codebook, LayerQuant, QuantPlan, TemporalPlan
-from qvd_trt.export.session import open_session
 from qvd_trt.export.targets import TARGETS, FloatType, HtdqForm
 from tests.export.graphs import GraphBuilder, opened, prepared
 

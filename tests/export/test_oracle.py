@@ -13,11 +13,11 @@ import onnx
 import pytest
 from onnx import helper
 
-from qvd_trt.export.apply import ApplyOptions, apply_plan
+from qvd_trt.export.apply_plan import ApplyOptions, apply_plan
 from qvd_trt.export.arrays import AnyArray
-from qvd_trt.export.model import save_model
+from qvd_trt.export.model_file import save_model
+from qvd_trt.export.ort_session import open_session
 from qvd_trt.export.plan.quant_plan import Bits, DensePlan, QuantPlan
-from qvd_trt.export.session import open_session
 from qvd_trt.export.targets import TARGETS, FloatType
 from tests.export.calibrated import Calibrated, calibrated_model
 from tests.export.every_form import every_form_net

@@ -10,11 +10,11 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from qvd_trt.export.apply import ApplyOptions, apply_plan, fold_only
+from qvd_trt.export.apply_plan import ApplyOptions, apply_plan, fold_only
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.find_layers import find_layers
+from qvd_trt.export.ort_session import open_session
 from qvd_trt.export.plan.quant_plan import W8A8, DensePlan, LayerQuant, QuantPlan, WeightQuant
-from qvd_trt.export.session import open_session
 from qvd_trt.export.targets import TARGETS, FloatType
 from tests.export.graphs import GraphBuilder, opened, prepared
 

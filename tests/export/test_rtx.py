@@ -12,9 +12,9 @@ import pytest
 
 pytest.importorskip("tensorrt_rtx")
 
-from qvd_trt.export.apply import ApplyOptions, apply_plan
-from qvd_trt.export.model import save_model
-from qvd_trt.export.plan.sites import LayerOp
+from qvd_trt.export.apply_plan import ApplyOptions, apply_plan
+from qvd_trt.export.model_file import save_model
+from qvd_trt.export.plan.site_types import LayerOp
 from qvd_trt.export.targets import TARGETS, FloatType
 from tests.export.calibrated import EXTENTS, Calibrated
 from tests.rtx.builder import build, int8_layers

@@ -18,16 +18,16 @@ from onnx.external_data_helper import uses_external_data
 
 from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
 from qvd_trt.calibrators.statistics import collector
-from qvd_trt.calibrators.temporal import sweep
-from qvd_trt.export.apply import ApplyOptions, apply_plan
+from qvd_trt.calibrators.temporal import timestep_sweep
+from qvd_trt.export.apply_plan import ApplyOptions, apply_plan
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.find_layers import find_layers
-from qvd_trt.export.model import load_model, save_model
-from qvd_trt.export.plan.grid import representable_scale
+from qvd_trt.export.model_file import load_model, save_model
+from qvd_trt.export.ort_session import open_session
 from qvd_trt.export.plan.quant_plan import W8A8, Bits, QuantPlan
-from qvd_trt.export.plan.sites import LayerOp
+from qvd_trt.export.plan.scale_math import representable_scale
+from qvd_trt.export.plan.site_types import LayerOp
 from qvd_trt.export.progress import SilentProgress
-from qvd_trt.export.session import open_session
 from qvd_trt.export.targets import (
     TARGETS,
     FloatType,
@@ -35,8 +35,8 @@ from qvd_trt.export.targets import (
     ScaleType,
     choose_float_type,
 )
-from qvd_trt.tools.pipeline import quantize
-from qvd_trt.tools.request import QuantizeRequest
+from qvd_trt.tools.quantize import quantize
+from qvd_trt.tools.quantize_request import QuantizeRequest
 from tests.export.calibrated import Calibrated, calibrated_model
 from tests.export.every_form import every_form_net
 from tests.export.graphs import GraphBuilder, opened, prepared
@@ -391,7 +391,7 @@ class TestExternalData:
             return open_session(model, *args, **options)
 
         monkeypatch.setattr(collector, "open_session", spy)
-        monkeypatch.setattr(sweep, "open_session", spy)
+        monkeypatch.setattr(timestep_sweep, "open_session", spy)
         before = {file.name: file.read_bytes() for file in source.parent.iterdir()}
         output = quantized(source, tmp_path / "out" / "model.onnx", training_timesteps=True)
 

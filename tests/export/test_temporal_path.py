@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qvd_trt.export.graph.temporal import TemporalPath, find_temporal_path
+from qvd_trt.export.graph.temporal_path import TemporalPath, find_temporal_path
 from tests.export.graphs import GraphBuilder, opened, prepared
 
 LATE = 6

@@ -14,10 +14,10 @@ import pytest
 from qvd_trt.calibrators.sources.calls import DenoiserCall
 from qvd_trt.calibrators.sources.open_source import open_source
 from qvd_trt.export.graph.signature import ModelSignature, read_signature
-from qvd_trt.export.model import load_model
+from qvd_trt.export.model_file import load_model
 from qvd_trt.export.plan.plan_json import load_plan
 from qvd_trt.tools.engine.build_engine import BuildReport
-from qvd_trt.tools.report import QuantizationReport
+from qvd_trt.tools.quantize_report import QuantizationReport
 from qvd_trt.tools.validation.report import COMPARISONS, ValidationReport
 
 ROOT = Path(__file__).parents[2]

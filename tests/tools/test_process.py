@@ -94,7 +94,7 @@ def test_interrupted(command: Command) -> None:
     assert {name: after[name] for name in after if "__pycache__" not in name} == before
 
 
-@pytest.mark.parametrize("function", ["measure", "save_model", "save_plan", "_model_files"])
+@pytest.mark.parametrize("function", ["measure", "save_model", "save_plan", "apply_plan"])
 @pytest.mark.parametrize(
     ("error", "code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 2)]
 )
@@ -110,7 +110,7 @@ def test_stopped_late(
     def stop(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(f"qvd_trt.tools.pipeline.{function}", stop)
+    monkeypatch.setattr(f"qvd_trt.tools.quantize.{function}", stop)
     result = command("model.onnx", *FAST)
     assert result.code == code
     assert result.err.count("\n") == 1

@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 from qvd_trt.export.plan.quant_plan import W8A8
-from qvd_trt.export.plan.sites import KeptLayer
+from qvd_trt.export.plan.site_types import KeptLayer
 from qvd_trt.tools.cli import validate_summary
 from qvd_trt.tools.cli.display import BarProgress
 from qvd_trt.tools.cli.export_summary import print_summary
-from qvd_trt.tools.report import HeldOutScore, QuantizationReport, TemporalScore, WeakLayer
+from qvd_trt.tools.quantize_report import HeldOutScore, QuantizationReport, TemporalScore, WeakLayer
 from qvd_trt.tools.validation.report import (
     CallErrors,
     ErrorMeasure,

@@ -97,7 +97,7 @@ def add_model_options(group: argparse._ArgumentGroup, *, provider: str) -> None:
 
 def read_providers(options: argparse.Namespace) -> tuple[str, ...]:
     """The ONNX Runtime execution providers of ``--provider``, first choice first."""
-    from qvd_trt.export.session import CPU, CUDA
+    from qvd_trt.export.ort_session import CPU, CUDA
 
     return CUDA if options.provider == "cuda" else CPU
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,8 +37,8 @@ from qvd_trt.tools.cli.sampling import add_sampling, read_sampling
 # Reports, requests and what they call are imported where they are used: ONNX Runtime, onnx_ir and
 # rich take a second, and --help and usage errors are to answer at once.
 if TYPE_CHECKING:
-    from qvd_trt.tools.report import QuantizationReport
-    from qvd_trt.tools.request import QuantizeRequest
+    from qvd_trt.tools.quantize_report import QuantizationReport
+    from qvd_trt.tools.quantize_request import QuantizeRequest
 
 NAME = "qvd-export"
 
@@ -190,8 +189,8 @@ def read_request(options: argparse.Namespace) -> QuantizeRequest:
     Raises:
         UserError: an unknown name, or options that do not go together.
     """
-    from qvd_trt.export.apply import ApplyOptions
-    from qvd_trt.tools.request import QuantizeRequest
+    from qvd_trt.export.apply_plan import ApplyOptions
+    from qvd_trt.tools.quantize_request import QuantizeRequest
 
     _check_plan_alone(options)
     bits = W8A8 if options.bits is None else Bits.parse(options.bits)
@@ -200,7 +199,6 @@ def read_request(options: argparse.Namespace) -> QuantizeRequest:
     target = TARGETS[known("--target", options.target, TARGETS) or DEFAULT_TARGET]
     dtype = known("--dtype", options.dtype, [entry.value for entry in FloatType])
     htdq = known("--htdq", options.htdq, [entry.value for entry in HtdqForm])
-    _check_min_sqnr(options.min_sqnr, algorithm)
     return QuantizeRequest(
         model=options.model,
         output=options.output or _default_output(options, bits),
@@ -230,18 +228,6 @@ def _default_output(options: argparse.Namespace, bits: Bits) -> Path:
     return model.with_suffix(f".{bits}.onnx")
 
 
-def _check_min_sqnr(min_sqnr: float | None, algorithm: str) -> None:
-    if min_sqnr is None:
-        return
-    if not math.isfinite(min_sqnr):
-        raise UserError(f"--min-sqnr: {min_sqnr} is not supported; use a number of dB")
-    measuring = [name for name, entry in ALGORITHMS.items() if entry.needs_rows]
-    if algorithm not in measuring:
-        raise UserError(
-            f"--min-sqnr needs an algorithm that measures layers; use one of {', '.join(measuring)}"
-        )
-
-
 def _check_plan_alone(options: argparse.Namespace) -> None:
     if options.plan is None:
         return
@@ -263,7 +249,7 @@ def run(request: QuantizeRequest) -> QuantizationReport:
         UserError: anything wrong with the inputs. Nothing is written then.
     """
     from qvd_trt.tools.cli.display import BarProgress
-    from qvd_trt.tools.pipeline import quantize
+    from qvd_trt.tools.quantize import quantize
 
     return quantize(request, BarProgress())
 

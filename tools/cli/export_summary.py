@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from qvd_trt.tools.cli.display import print_labelled, print_table
-from qvd_trt.tools.report import QuantizationReport
+from qvd_trt.tools.quantize_report import QuantizationReport
 
 REASONS_SHOWN = 8
 

@@ -251,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
-    from qvd_trt.export.files import write_atomically
+    from qvd_trt.export.atomic_files import write_atomically
     from qvd_trt.tools.cli.validate_summary import print_summary
 
     report = run(read_request(options))

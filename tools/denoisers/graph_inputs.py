@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.graph.signature import LATENT_NAMES, TIMESTEP_NAMES, TensorSpec
+from qvd_trt.export.graph.signature import LATENT_NAMES, TIMESTEP_NAMES, TensorSpec, latent_by_name
 
 if TYPE_CHECKING:
     import torch
@@ -107,8 +107,7 @@ def fit_tensors(
 
 def find_latent(inputs: Sequence[TensorSpec]) -> TensorSpec:
     """The input that sets dtype, device and batch: by its usual name, else the first."""
-    by_name = {spec.name: spec for spec in inputs}
-    return next((by_name[name] for name in _SYNONYMS[0] if name in by_name), inputs[0])
+    return latent_by_name(inputs) or inputs[0]
 
 
 def _synonym(given: str, names: Iterable[str]) -> str | None:

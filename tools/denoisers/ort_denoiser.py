@@ -10,8 +10,8 @@ import numpy as np
 
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.signature import TensorSpec, read_signature
-from qvd_trt.export.model import load_model
-from qvd_trt.export.session import CPU, cannot_run, open_session
+from qvd_trt.export.model_file import load_model
+from qvd_trt.export.ort_session import CPU, cannot_run, open_session
 from qvd_trt.tools.denoisers.graph_denoiser import GraphDenoiser
 from qvd_trt.tools.denoisers.graph_inputs import import_torch
 
@@ -36,7 +36,7 @@ class OrtDenoiser(GraphDenoiser):
         Args:
             model: The ``.onnx`` file.
             providers: Execution providers, first choice first
-                (``calibrators.ort_session.CUDA`` for the GPU).
+                (``qvd_trt.export.ort_session.CUDA`` for the GPU).
             config: The torch model's configuration, for pipelines that read it.
 
         Raises:

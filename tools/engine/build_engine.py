@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,8 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from qvd_trt.export.atomic_files import existing_folder, json_text, written_together
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.files import existing_folder, write_atomically
+from qvd_trt.export.passes.insert_htdq import HTDQ_OP
 from qvd_trt.export.progress import SILENT, Progress
 from qvd_trt.tools.engine.build_plan import BuildPlan, BuildRequest, plan_build, with_ranges
 from qvd_trt.tools.engine.compile_process import compile_in_child
@@ -105,8 +105,8 @@ class BuildReport:
         return tuple(node for node in self.nodes if node.quantized and node.runs == "float")
 
     def to_json(self) -> str:
-        """As indented JSON."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
+        """Indented JSON; numbers that JSON cannot write are strings."""
+        return json_text(asdict(self))
 
 
 def build_engine(request: BuildRequest, progress: Progress = SILENT) -> BuildReport:
@@ -129,8 +129,9 @@ def build_engine(request: BuildRequest, progress: Progress = SILENT) -> BuildRep
             answer = compile_in_child(plan)
     assert answer.engine is not None
     report = _report(request, model, plan, answer)
-    write_atomically(request.output, answer.engine)
-    write_atomically(report_path(request.output), report.to_json().encode())
+    with written_together(request.output) as staged:
+        staged.write_bytes(answer.engine)
+        report_path(staged).write_text(report.to_json(), encoding="utf-8")
     return report
 
 
@@ -201,7 +202,7 @@ def count_layers(layers: Sequence[EngineLayer], htdq_nodes: Sequence[str]) -> La
 
 
 def _is_htdq_plugin(layer: EngineLayer, htdq_nodes: Sequence[str]) -> bool:
-    return layer.is_plugin and ("HTDQ" in layer.raw or bool({*htdq_nodes} & {*layer.onnx_nodes}))
+    return layer.is_plugin and (HTDQ_OP in layer.raw or bool({*htdq_nodes} & {*layer.onnx_nodes}))
 
 
 def _check_output(request: BuildRequest) -> None:

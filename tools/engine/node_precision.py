@@ -8,7 +8,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qvd_trt.export.plan.sites import MIN_CHANNELS, MIN_ROWS_PER_CALL
+from qvd_trt.export.plan.site_types import MIN_CHANNELS, MIN_ROWS_PER_CALL
 from qvd_trt.tools.engine.engine_layers import EngineLayer
 from qvd_trt.tools.engine.onnx_file import OnnxFile, WeightLayer, weight_layers
 

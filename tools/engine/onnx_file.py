@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.values import stored_value
-from qvd_trt.export.passes.htdq import HTDQ_DOMAIN, HTDQ_OP, HTDQ_SUFFIX
+from qvd_trt.export.passes.insert_htdq import HTDQ_DOMAIN, HTDQ_OP, HTDQ_SUFFIX
 
 Dim = int | str
 

@@ -2,7 +2,7 @@
 
 A QDQ file without its Q/DQ, and the ranges that TensorRT takes in their place, is what TensorRT
 calls implicit quantization. Its versions from 10 on have deprecated or dropped it; in 8.6 it keeps
-attention fused, which Q/DQ in the network prevent (docs/design.md).
+attention fused, which Q/DQ in the network prevent (docs/tensorrt8.md#attention-beside-qdq).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from qvd_trt.export.arrays import AnyArray, Float32Array
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.plan.grid import activation_levels, quantize_dequantize
+from qvd_trt.export.plan.scale_math import activation_levels, quantize_dequantize
 from qvd_trt.tools.engine.engine_layers import EngineLayer
 from qvd_trt.tools.engine.onnx_file import OnnxFile, node_name
 
@@ -130,7 +130,7 @@ def own_tactic_sources(tensorrt: Any) -> list[Any]:
 
 
 def attention_warnings(model: OnnxFile) -> tuple[str, ...]:
-    """What TensorRT 8.6 does to attention beside Q/DQ (docs/design.md, measured)."""
+    """What TensorRT 8.6 does to attention beside Q/DQ (docs/tensorrt8.md, measured)."""
     if not (model.is_quantized and model.has_softmax):
         return ()
     return (

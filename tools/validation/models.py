@@ -14,10 +14,10 @@ from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
 from qvd_trt.export.arrays import Float32Array
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.signature import ModelSignature, read_signature
-from qvd_trt.export.model import load_model, save_model
+from qvd_trt.export.model_file import load_model, save_model
+from qvd_trt.export.ort_session import open_session, run_session
 from qvd_trt.export.passes.precision.lower_precision import LowerPrecision
 from qvd_trt.export.passes.prepare import Prepare
-from qvd_trt.export.session import open_session, run_session
 from qvd_trt.tools.engine.array_cast import cast_exactly
 from qvd_trt.tools.engine.engine_session import EngineSession
 from qvd_trt.tools.validation.recorded_outputs import RecordedOutputs

@@ -14,8 +14,8 @@ import numpy as np
 
 from qvd_trt.calibrators.sources.calls import DenoiserCall
 from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.atomic_files import written_together
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.files import written_together
 from qvd_trt.tools.engine.array_cast import cast_exactly
 from qvd_trt.tools.validation.report import ENGINE, FLOAT, QDQ
 

@@ -10,8 +10,8 @@ from statistics import fmean
 import numpy as np
 
 from qvd_trt.export.arrays import AnyArray, Float32Array
+from qvd_trt.export.atomic_files import json_text
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.files import json_text
 from qvd_trt.export.metrics import sqnr
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
-from qvd_trt.export.session import CPU
+from qvd_trt.export.ort_session import CPU
 from qvd_trt.tools.engine.tensorrt_install import Runtime
 from qvd_trt.tools.validation.recordings import RecordingPaths
 

@@ -6,9 +6,13 @@ import onnx_ir as ir
 
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.passes.opset.lower_rules import RULES
-from qvd_trt.export.passes.opset.schema import check_node, describe, least_ir_version
-
-LOWEST, HIGHEST = 17, 23
+from qvd_trt.export.passes.opset.schema import (
+    HIGHEST,
+    LOWEST,
+    check_node,
+    describe,
+    least_ir_version,
+)
 
 
 class LowerOpset(ir.passes.InPlacePass):

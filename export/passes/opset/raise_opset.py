@@ -7,12 +7,18 @@ from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
 
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.passes.edits import add_initializer
-from qvd_trt.export.passes.opset.schema import check_node, describe, least_ir_version
+from qvd_trt.export.passes.opset.schema import (
+    HIGHEST,
+    LOWEST,
+    check_node,
+    describe,
+    least_ir_version,
+)
 
-LOWEST, HIGHEST = 17, 23
 _FIRST_OF_CONVERTER = 18
 _NEW_GROUP_NORM = 21
 
@@ -20,9 +26,8 @@ _NEW_GROUP_NORM = 21
 class RaiseOpset(ir.passes.InPlacePass):
     """Rewrite a graph so that it means the same at a higher opset of the default domain.
 
-    From 18 on by onnxscript's version converter; it knows nothing older, and goes on without a
-    word past a GroupNormalization that it cannot rewrite, which is an error here. Names stay;
-    model-local functions are inlined.
+    From 18 on by onnxscript's version converter, which knows nothing older; GroupNormalization is
+    rewritten here. Names stay; model-local functions are inlined.
 
     Args:
         target: The opset wanted, 18 to 23. A graph that is there already is left alone.
@@ -51,16 +56,18 @@ class RaiseOpset(ir.passes.InPlacePass):
         source = model.opset_imports[""]
         if source >= self._target:
             return ir.passes.PassResult(model, False)
+        InlinePass()(model)
         if source < _FIRST_OF_CONVERTER:
             for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
                 rewrite = _CHANGES_OF_18.get(node.op_type)
                 if not node.domain and rewrite is not None:
                     rewrite(node)
             model.opset_imports[""] = _FIRST_OF_CONVERTER
+        if source < _NEW_GROUP_NORM <= self._target:
+            for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+                if node.op_type == "GroupNormalization" and not node.domain:
+                    _spread_group_norm(node)
         if model.opset_imports[""] < self._target:
-            for node in ir.traversal.RecursiveGraphIterator(model.graph):
-                if model.opset_imports[""] < _NEW_GROUP_NORM <= self._target:
-                    _refuse_unknown_group_norm(node)
             _convert(model, self._target)
         for node in ir.traversal.RecursiveGraphIterator(model.graph):
             check_node(node, source, self._target)
@@ -93,20 +100,27 @@ def _split(node: ir.Node) -> None:
         node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(node.outputs))
 
 
-def _refuse_unknown_group_norm(node: ir.Node) -> None:
-    """Scale and bias are per channel from 21 on; the converter needs all shapes to spread them."""
-    if node.domain or node.op_type != "GroupNormalization":
-        return
-    x, scale, bias = node.inputs[:3]
-    known = x is not None and x.shape is not None and isinstance(x.shape[1], int)
-    for value in (scale, bias):
-        known = known and value is not None and value.shape is not None
-        known = known and value.shape.is_static()  # type: ignore[union-attr]
-    if not known:
-        raise UserError(
-            f"{describe(node)}: it means something else from opset {_NEW_GROUP_NORM} on, and its "
-            "channels are not known; export with that opset"
-        )
+def _spread_group_norm(node: ir.Node) -> None:
+    """Repeat scale and bias, per group until 20, for every channel.
+
+    The converter does so too, but loses ``epsilon`` and leaves scales of unknown shape as they are.
+    With a value per channel already it leaves the node alone.
+    """
+    x = node.inputs[0]
+    channels = None if x is None or x.shape is None else x.shape[1]
+    groups = node.attributes.get_int("num_groups", 0)
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    for index, name in ((1, "scale"), (2, "bias")):
+        value = node.inputs[index]
+        tensor = None if value is None else ir.convenience.get_const_tensor(value)
+        if tensor is None or not isinstance(channels, int):
+            raise UserError(
+                f"{describe(node)}: it means something else from opset {_NEW_GROUP_NORM} on, and "
+                "its channels, scale or bias are not known; export with that opset"
+            )
+        spread = np.repeat(tensor.numpy(), channels // groups)
+        node.replace_input_with(index, add_initializer(graph, f"{node.name}/{name}", spread))
 
 
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")

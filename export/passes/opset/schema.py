@@ -13,6 +13,9 @@ Schema = onnx.defs.OpSchema
 Parameter = onnx.defs.OpSchema.FormalParameter
 Dtypes = Mapping[ir.Value, ir.DataType]
 
+LOWEST, HIGHEST = 17, 23
+"""Opsets between which a graph can be rewritten."""
+
 DTYPE_ATTRIBUTES = {
     "Cast": "to",
     "RandomNormal": "dtype",

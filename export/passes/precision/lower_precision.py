@@ -8,6 +8,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from qvd_trt.export.errors import UserError
+from qvd_trt.export.passes.insert_htdq import HTDQ_DOMAIN
 from qvd_trt.export.passes.opset.schema import (
     DTYPE_ATTRIBUTES,
     STATED_OUTPUT,
@@ -85,7 +86,7 @@ class LowerPrecision(ir.passes.InPlacePass):
         if _FLOAT not in dtypes.values():
             return ir.passes.PassResult(model, False)
         generic = {(f.domain, f.name) for f in model.functions.values()}
-        generic |= {(n.domain, n.op_type) for n in graph if n.domain == "qvd"}
+        generic |= {(n.domain, n.op_type) for n in graph if n.domain == HTDQ_DOMAIN}
         float32_scales = self._qdq_scales == "float32"
         kept = float32_nodes(graph, dtypes, low, opset, generic, float32_scales=float32_scales)
         rewriter = _Rewriter(graph, dtypes, low, opset, kept.keys())

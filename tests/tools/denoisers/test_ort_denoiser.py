@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 import torch
 
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.session import open_session
+from qvd_trt.export.ort_session import open_session
 from qvd_trt.tools.denoisers.graph_denoiser import DenoiserOutput
 from qvd_trt.tools.denoisers.ort_denoiser import OrtDenoiser
 from tests.models.small_unet import write_small_unet

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.passes.htdq import HTDQ_SUFFIX
+from qvd_trt.export.passes.insert_htdq import HTDQ_SUFFIX
 from qvd_trt.tools.engine.onnx_file import WeightLayer, read_onnx, weight_layers
 
 EXTERNAL = "weights.bin"

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from qvd_trt.calibrators.statistics.stats import HeldOutCall
-from qvd_trt.export.apply import ApplyOptions, apply_plan
+from qvd_trt.calibrators.statistics.activation_stats import HeldOutCall
+from qvd_trt.export.apply_plan import ApplyOptions, apply_plan
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.metrics import sqnr
-from qvd_trt.export.model import save_model
+from qvd_trt.export.model_file import save_model
+from qvd_trt.export.ort_session import open_session, run_session
 from qvd_trt.export.plan.quant_plan import QuantPlan
 from qvd_trt.export.progress import SILENT, Progress
-from qvd_trt.export.session import open_session, run_session
 from qvd_trt.export.targets import TARGETS, FloatType
-from qvd_trt.tools.report import HeldOutScore
+from qvd_trt.tools.quantize_report import HeldOutScore
 
 REFERENCE = ApplyOptions(TARGETS["ort"], FloatType.FP32)
 """Held-out calls are measured in float32 around the Q/DQ nodes: ONNX Runtime's CPU kernels have no

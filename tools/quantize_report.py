@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from qvd_trt.export.files import json_text
+from qvd_trt.export.atomic_files import json_text
 from qvd_trt.export.plan.quant_plan import QuantPlan
-from qvd_trt.export.plan.sites import KeptLayer, Layer
+from qvd_trt.export.plan.site_types import KeptLayer, Layer
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,40 +6,39 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
 from qvd_trt.calibrators.calibrate import CalibrationOptions, calibrate
 from qvd_trt.calibrators.solve import SolveOptions, solve
 from qvd_trt.calibrators.sources.open_source import open_source
 from qvd_trt.calibrators.sources.self_sampling import SelfSampling, SelfSamplingOptions
-from qvd_trt.calibrators.statistics.stats import ActivationStats
+from qvd_trt.calibrators.statistics.activation_stats import ActivationStats
 from qvd_trt.calibrators.statistics.stats_file import (
     check_belongs,
     check_sound,
     load_stats,
     save_stats,
 )
-from qvd_trt.export.apply import apply_plan, check_plan, check_target
+from qvd_trt.export.apply_plan import apply_plan, check_plan, check_target
+from qvd_trt.export.atomic_files import same_file, write_atomically, written_together
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.files import same_file, write_atomically, written_together
 from qvd_trt.export.graph.find_sites import find_sites
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.graph.signature import ModelSignature
-from qvd_trt.export.model import data_path, open_model, save_model
+from qvd_trt.export.model_file import open_model, save_model
 from qvd_trt.export.plan.plan_json import load_plan, save_plan
 from qvd_trt.export.plan.quant_plan import QuantPlan
-from qvd_trt.export.plan.sites import GraphSites, KeptLayer
+from qvd_trt.export.plan.site_types import GraphSites, KeptLayer
 from qvd_trt.export.progress import SILENT, Progress
-from qvd_trt.tools.measure import measure
-from qvd_trt.tools.report import (
+from qvd_trt.tools.measure_held_out import measure
+from qvd_trt.tools.quantize_report import (
     HeldOutScore,
     QuantizationReport,
     TemporalScore,
     int8_share,
     weakest_layers,
 )
-from qvd_trt.tools.request import (
+from qvd_trt.tools.quantize_request import (
     QuantizeRequest,
     check_paths,
     plan_path,
@@ -54,8 +53,9 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> Quantizat
     Writes the QDQ model and, beside it, its plan and its report. The input is only ever read.
 
     Raises:
-        UserError: anything wrong with the inputs; nothing is written then.
+        UserError: anything wrong with the inputs; nothing but the statistics is written then.
     """
+    solving = _solve_options(request)
     check_paths(request)
     given = None if request.plan is None else load_plan(request.plan)
     clock = _Clock()
@@ -63,25 +63,23 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> Quantizat
         model = open_model(request.model, request.timestep_input, request.latent_input)
         refuse_overwriting(request.output, model.files)
         sites = find_sites(model, request.keep)
-        empty = QuantPlan(model.digest, request.bits, request.algorithm, (), (), ())
-        if given is None:
-            check_target(model, empty, request.apply)
-        else:
+        check_target(model, request.apply)
+        if given is not None:
             _check_given(request, given, model)
     with clock.measure("calibrate"):
         calibration = _statistics(request, model, sites, progress)
     with clock.measure("solve"):
-        plan = given or _make_plan(request, model, sites, calibration.stats, progress)
+        plan = given or _make_plan(solving, model, sites, calibration.stats, progress)
     with clock.measure("measure"):
         held_out = () if calibration.stats is None else calibration.stats.held_out
         scores = measure(model, plan, held_out, progress)
     with written_together(request.output) as staged:
         with clock.measure("write"), progress.step("write", None):
             emitted = apply_plan(model, plan, request.apply)
-            save_model(emitted, staged, external=model.has_external_data or None)
+            written = save_model(emitted, staged, external=model.has_external_data or None)
             if not same_file(request.plan, plan_path(request.output)):
                 save_plan(plan, plan_path(staged))
-            quantized_bytes = sum(file.stat().st_size for file in _model_files(staged))
+            quantized_bytes = sum(file.stat().st_size for file in written)
         report = _report(
             request, model, sites, plan, calibration, scores, quantized_bytes, clock.seconds
         )
@@ -108,14 +106,13 @@ class _Clock:
 
 
 def _check_given(request: QuantizeRequest, given: QuantPlan, model: FloatModel) -> None:
-    """Refuse early a given plan that the model or the target does not fit."""
+    """Refuse early a given plan that the model does not fit."""
     if given.model_hash != model.digest:
         raise UserError(
             f"--plan: {request.plan} was made for another model; make it again for this one"
         )
     _refuse_empty(given)
     check_plan(model, given)
-    check_target(model, given, request.apply)
 
 
 def _refuse_empty(plan: QuantPlan) -> None:
@@ -177,36 +174,37 @@ def _self_sampling(
     )
 
 
+def _solve_options(request: QuantizeRequest) -> SolveOptions:
+    if request.algorithm not in ALGORITHMS:
+        raise UserError(
+            f"--algorithm: {request.algorithm!r} is unknown; use one of {', '.join(ALGORITHMS)}"
+        )
+    return SolveOptions(
+        bits=request.bits,
+        algorithm=ALGORITHMS[request.algorithm],
+        temporal_quantizer=request.temporal_quantizer,
+        min_sqnr=request.min_sqnr,
+        shift_padded=request.apply.target.shifts_padded,
+    )
+
+
 def _make_plan(
-    request: QuantizeRequest,
+    options: SolveOptions,
     model: FloatModel,
     sites: GraphSites,
     stats: ActivationStats | None,
     progress: Progress,
 ) -> QuantPlan:
-    if request.bits.is_float:
+    if options.bits.is_float:
         kept = tuple(
-            KeptLayer(layer.name, layer.op, f"--bits {request.bits}") for layer in sites.all_layers
+            KeptLayer(layer.name, layer.op, f"--bits {options.bits}") for layer in sites.all_layers
         )
-        return QuantPlan(model.digest, request.bits, request.algorithm, (), (), kept)
+        return QuantPlan(model.digest, options.bits, options.algorithm.name, (), (), kept)
     assert stats is not None
-    algorithm = ALGORITHMS[request.algorithm]
-    options = SolveOptions(
-        bits=request.bits,
-        algorithm=algorithm,
-        temporal_quantizer=request.temporal_quantizer or algorithm.temporal_quantizer,
-        min_sqnr=request.min_sqnr,
-        shift_padded=request.apply.target.shifts_padded,
-    )
     with progress.step("solve", len(sites.dense) + len(sites.temporal)) as advance:
         plan = solve(sites, stats, model.weight, options, advance)
     _refuse_empty(plan)
     return plan
-
-
-def _model_files(path: Path) -> list[Path]:
-    """A written model and its weights, where they have a file of their own."""
-    return [file for file in (path, data_path(path)) if file.exists()]
 
 
 def _report(
@@ -233,7 +231,7 @@ def _report(
         bits=str(plan.bits),
         algorithm=plan.algorithm,
         target=request.apply.target.name,
-        dtype=request.apply.float_type.value,
+        dtype=request.apply.dtype.value,
         calibration=calibration.description,
         warnings=calibration.warnings,
         dense_sites=len(plan.dense),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from qvd_trt.export.arrays import Float32Array
-from qvd_trt.export.plan.grid import fake_quantized, scale_for
 from qvd_trt.export.plan.quant_plan import WeightQuant
+from qvd_trt.export.plan.scale_math import fake_quantized, scale_for
 
 CLIP_RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from qvd_trt.calibrators.statistics.stats import TemporalFeatures
+from qvd_trt.calibrators.statistics.activation_stats import TemporalFeatures
 from qvd_trt.calibrators.temporal.td_score import separation
 from qvd_trt.calibrators.temporal.weighted_values import WeightedValues
 from qvd_trt.export.arrays import Float64Array

@@ -13,14 +13,22 @@ from qvd_trt import __version__
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.passes.fold_scri import FoldScri
-from qvd_trt.export.passes.htdq import DefineHtdq, InsertHtdq
+from qvd_trt.export.passes.insert_htdq import DefineHtdq, InsertHtdq
 from qvd_trt.export.passes.insert_qdq import InsertQdq
 from qvd_trt.export.passes.opset.lower_opset import LowerOpset
-from qvd_trt.export.passes.opset.raise_opset import HIGHEST, LOWEST, RaiseOpset
+from qvd_trt.export.passes.opset.raise_opset import RaiseOpset
+from qvd_trt.export.passes.opset.schema import HIGHEST, LOWEST
 from qvd_trt.export.passes.precision.lower_precision import LowerPrecision
 from qvd_trt.export.passes.tensorrt8 import tensorrt8_passes
-from qvd_trt.export.plan.quant_plan import QuantPlan
-from qvd_trt.export.targets import TARGETS, FloatType, HtdqForm, ScaleType, TargetProfile
+from qvd_trt.export.plan.quant_plan import W8A8, QuantPlan
+from qvd_trt.export.targets import (
+    TARGETS,
+    FloatType,
+    HtdqForm,
+    ScaleType,
+    TargetProfile,
+    choose_float_type,
+)
 
 _QDQ_SCALES: Mapping[ScaleType, Literal["same", "float32"]] = {
     ScaleType.FLOAT16: "same",
@@ -34,13 +42,27 @@ class ApplyOptions:
 
     Attributes:
         target: The runtime's rules.
-        float_type: Type of the rest of the graph.
+        float_type: Type of the rest of the graph; None takes the target's default.
         htdq_form: How HTDQ nodes are written; None takes the target's default.
     """
 
     target: TargetProfile = TARGETS["trt"]
-    float_type: FloatType = FloatType.FP16
+    float_type: FloatType | None = None
     htdq_form: HtdqForm | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a type that the target does not take.
+
+        Raises:
+            UserError: naming those that it takes.
+        """
+        if self.float_type is not None:
+            choose_float_type(self.target, self.float_type.value)
+
+    @property
+    def dtype(self) -> FloatType:
+        """Type of the rest of the graph."""
+        return self.float_type or self.target.float_types[0]
 
 
 def apply_plan(model: FloatModel, plan: QuantPlan, options: ApplyOptions) -> ir.Model:
@@ -52,20 +74,20 @@ def apply_plan(model: FloatModel, plan: QuantPlan, options: ApplyOptions) -> ir.
     """
     check_plan(model, plan)
     target = options.target
-    scale_type = target.scale_type(options.float_type)
+    scale_type = target.scale_type(options.dtype)
     emitted = model.prepared.clone()
     opset = emitted.opset_imports[""]
     _check_opset(opset, options)
     passes: list[ir.passes.InPlacePass] = []
-    if opset < target.min_opset(options.float_type):
-        passes.append(RaiseOpset(target.min_opset(options.float_type)))
+    if opset < target.min_opset(options.dtype):
+        passes.append(RaiseOpset(target.min_opset(options.dtype)))
     passes += [
         FoldScri(plan.dense, model.layers),
         InsertHtdq(plan.temporal),
         InsertQdq(plan.dense, plan.temporal, model.layers, target.weight_form, scale_type),
     ]
-    if options.float_type is not FloatType.FP32:
-        passes.append(LowerPrecision(options.float_type.value, qdq_scales=_QDQ_SCALES[scale_type]))
+    if options.dtype is not FloatType.FP32:
+        passes.append(LowerPrecision(options.dtype.value, qdq_scales=_QDQ_SCALES[scale_type]))
     # After lowering, so that an inlined body keeps its float32 comparison.
     passes.append(DefineHtdq(options.htdq_form or target.htdq_form))
     if opset > target.max_opset:
@@ -78,18 +100,15 @@ def apply_plan(model: FloatModel, plan: QuantPlan, options: ApplyOptions) -> ir.
     return emitted
 
 
-def check_target(model: FloatModel, plan: QuantPlan, options: ApplyOptions) -> None:
+def check_target(model: FloatModel, options: ApplyOptions) -> None:
     """Refuse, before anything is calibrated, a target or type that the graph cannot be written for.
 
-    Args:
-        model: The float model.
-        plan: Names bits and algorithm; its sites are not looked at.
-        options: What is to be written.
+    The float graph itself is brought there and thrown away.
 
     Raises:
         UserError: as :func:`apply_plan`.
     """
-    nothing = QuantPlan(model.digest, plan.bits, plan.algorithm, dense=(), temporal=(), kept=())
+    nothing = QuantPlan("", W8A8, "", dense=(), temporal=(), kept=())
     apply_plan(model, nothing, options)
 
 
@@ -145,7 +164,7 @@ def check_plan(model: FloatModel, plan: QuantPlan) -> None:
 
 
 def _check_opset(opset: int, options: ApplyOptions) -> None:
-    lowest = min(LOWEST, options.target.min_opset(options.float_type))
+    lowest = min(LOWEST, options.target.min_opset(options.dtype))
     if not lowest <= opset <= HIGHEST:
         raise UserError(
             f"the model has opset {opset}, target {options.target.name} can be written from "
@@ -161,5 +180,5 @@ def _metadata(plan: QuantPlan, options: ApplyOptions) -> dict[str, str]:
         "qvd.algorithm": plan.algorithm,
         "qvd.bits": str(plan.bits),
         "qvd.target": options.target.name,
-        "qvd.dtype": options.float_type.value,
+        "qvd.dtype": options.dtype.value,
     }

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from qvd_trt.calibrators.statistics.stats import TemporalFeatures, merge_temporal
+from qvd_trt.calibrators.statistics.activation_stats import TemporalFeatures, merge_temporal
 from qvd_trt.export.arrays import AnyArray, Float64Array
 from qvd_trt.export.graph.float_model import FloatModel
-from qvd_trt.export.plan.sites import Site
-from qvd_trt.export.session import open_session, run_session
+from qvd_trt.export.ort_session import open_session, run_session
+from qvd_trt.export.plan.site_types import Site
 
 
 class TemporalSweep:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
-from qvd_trt.export.apply import ApplyOptions
+from qvd_trt.export.apply_plan import ApplyOptions
+from qvd_trt.export.atomic_files import require_writable, same_file
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.files import require_writable, same_file
-from qvd_trt.export.model import data_path
+from qvd_trt.export.model_file import data_path
+from qvd_trt.export.ort_session import CPU
 from qvd_trt.export.plan.quant_plan import W8A8, Bits
-from qvd_trt.export.session import CPU
 
 
 @dataclass(frozen=True, slots=True)

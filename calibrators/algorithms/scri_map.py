@@ -6,9 +6,9 @@ import numpy as np
 
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
 from qvd_trt.export.arrays import Float32Array
-from qvd_trt.export.plan.grid import scale_for
 from qvd_trt.export.plan.quant_plan import ActivationQuant
-from qvd_trt.export.plan.sites import Layer
+from qvd_trt.export.plan.scale_math import scale_for
+from qvd_trt.export.plan.site_types import Layer
 
 _DEAD_CHANNEL = np.float32(1e-4)
 """Ranges and weights are floored at this fraction of the largest, so that no scale explodes."""

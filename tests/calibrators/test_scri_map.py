@@ -11,7 +11,7 @@ from qvd_trt.calibrators.algorithms.problem import (
     reference_output,
     transformed_rows,
 )
-from qvd_trt.calibrators.algorithms.scri_scale import (
+from qvd_trt.calibrators.algorithms.scri_map import (
     half_range,
     mid_shift,
     smooth_scale,

@@ -19,13 +19,20 @@ def written_together(path: Path) -> Iterator[Path]:
     """Give the path's stand-in in a scratch folder; at the end all files there move beside it.
 
     The file of the path itself moves last, so that it never names a companion that is not there.
-    After an error or an interruption nothing of them is left.
+    After an error or an interruption before that nothing of them is left.
+
+    Raises:
+        UserError: a folder stands in the place of one of the files.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
         staged = Path(scratch) / path.name
         yield staged
-        for file in sorted(Path(scratch).iterdir(), key=lambda file: (file == staged, file.name)):
+        made = sorted(Path(scratch).iterdir(), key=lambda file: (file == staged, file.name))
+        for target in (path.parent / file.name for file in made):
+            if target.is_dir():
+                raise UserError(f"{target} is a folder; remove it, or give another output")
+        for file in made:
             file.replace(path.parent / file.name)
 
 

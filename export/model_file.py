@@ -8,14 +8,15 @@ from pathlib import Path
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from qvd_trt.export.atomic_files import written_together
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.files import written_together
 from qvd_trt.export.graph.find_layers import find_layers
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.graph.signature import read_signature
 from qvd_trt.export.graph.values import nodes_by_name
+from qvd_trt.export.passes.insert_htdq import HTDQ_OP
 from qvd_trt.export.passes.prepare import Prepare
-from qvd_trt.export.plan.sites import Layer
+from qvd_trt.export.plan.site_types import Layer
 
 INLINE_LIMIT_BYTES = 1_900_000_000
 """Above this weights get a file of their own: a protobuf file ends at 2 GiB, graph included."""
@@ -28,12 +29,12 @@ _QUANTIZED_OPS = {
     "QLinearMatMul",
     "ConvInteger",
     "MatMulInteger",
-    "HTDQ",
+    HTDQ_OP,
 }
 
 
 def open_model(
-    path: Path, timestep_input: str | None = None, latent_input: str | None = None
+    path: Path | str, timestep_input: str | None = None, latent_input: str | None = None
 ) -> FloatModel:
     """Open a float denoiser; its file is read once, external weights when they are asked for.
 
@@ -46,6 +47,7 @@ def open_model(
         UserError: the file is missing or incomplete, is already quantized, is not float32, or has
             no input that looks like a timestep or a latent.
     """
+    path = Path(path)
     return view_model(load_model(path), path, timestep_input, latent_input)
 
 
@@ -118,14 +120,23 @@ def data_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
-def save_model(model: ir.Model, path: Path, *, external: bool | None = None) -> None:
+def save_model(
+    model: ir.Model, path: Path | str, *, external: bool | None = None
+) -> tuple[Path, ...]:
     """Write the model whole or not at all; weights go to :func:`data_path` when external.
 
     Args:
         model: What to write.
         path: The ``.onnx`` file.
         external: Whether weights go to a separate file; None decides by the 2 GiB limit.
+
+    Returns:
+        The files that were written: the model, and its weights where they have one of their own.
+
+    Raises:
+        UserError: a folder stands in the place of one of them.
     """
+    path = Path(path)
     if external is None:
         external = needs_external_data(model)
     with written_together(path) as staged:
@@ -135,6 +146,7 @@ def save_model(model: ir.Model, path: Path, *, external: bool | None = None) -> 
             # Weights of an external source would stay references to a file that is not beside us.
             ir.external_data.load_to_model(copy)
         ir.save(copy, staged, external_data=data_path(path).name if external else None)
+    return tuple(file for file in (path, data_path(path)) if file == path or external)
 
 
 def _refuse_quantized(model: ir.Model, path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qvd_trt.export.arrays import AnyArray
-from qvd_trt.export.plan.sites import Site, Window
+from qvd_trt.export.plan.site_types import Site, Window
 
 POSITIONS_INPUT = "qvd/positions"
 """Graph input ``[R, 1 + 3]`` float64 in [0, 1): where the sample rows are read."""

@@ -171,6 +171,8 @@ def _explain(content: bytes, file: str, error: Exception | None) -> NoReturn:
     number = raw.get("format") if isinstance(raw, dict) else None
     if type(number) is not int or number != PLAN_FORMAT:
         raise _other_format(file, number) from error
+    if error is None:
+        raise UserError(f"{file}: a field's name has escapes; write it in plain letters")
     said, _, at = str(error).partition(" - at `$")
     path = at.rstrip("`").removeprefix(".")
     where = f"{file}: {path or 'the file'}"
