@@ -18,6 +18,23 @@ if TYPE_CHECKING:
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+_UNIT_FOLDERS = (Path(__file__).parent / "calibrators", Path(__file__).parent / "export")
+_NEED_WHOLE_MODELS = frozenset({"model_path", "calibrated", "pytestconfig", "outcome"})
+_EXPORTING = "test_from_torch.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `unit` what tests a module alone, on made-up graphs: the first lane of `.ci/run`."""
+    for item in items:
+        if (
+            item.path.parent in _UNIT_FOLDERS
+            and item.path.name != _EXPORTING
+            and not _NEED_WHOLE_MODELS & set(getattr(item, "fixturenames", ()))
+            and item.get_closest_marker("slow") is None
+        ):
+            item.add_marker("unit")
+
+
 @pytest.fixture(scope="session")
 def model_path(pytestconfig: pytest.Config) -> Callable[[str], Path]:
     """The exported float model of an architecture: wan, svd, latte or animatediff."""

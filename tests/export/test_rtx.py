@@ -22,8 +22,12 @@ from tests.rtx.builder import build, int8_layers
 ARCHITECTURES = ("animatediff", "latte", "svd", "wan")
 CAPABILITIES = ("8.9", "12.0")
 CASES = [
-    *(("animatediff", *form) for form in (("trt", "fp16"), ("ort", "fp32"), ("trt8", "fp32"))),
-    *((name, "rtx", "fp16") for name in ARCHITECTURES),
+    ("animatediff", "trt", "fp16"),
+    *((name, "rtx", "fp16") for name in ("latte", "svd", "wan")),
+    *(
+        pytest.param("animatediff", target, dtype, marks=pytest.mark.slow)
+        for target, dtype in (("rtx", "fp16"), ("ort", "fp32"), ("trt8", "fp32"))
+    ),
 ]
 
 

@@ -30,13 +30,18 @@ def blocks(text: str, languages: set[str]) -> Iterator[str]:
             yield textwrap.dedent(body)
 
 
+def joined(text: str) -> str:
+    """The text with continued shell lines in one."""
+    return re.sub(r" *\\\n *", " ", text)
+
+
 def shell_lines(text: str) -> Iterator[str]:
     """The lines of the shell blocks, continued ones joined, without comments.
 
     In a block with `$ ` prompts, the lines without one are output.
     """
     for block in blocks(text, SHELL):
-        lines = block.replace("\\\n", " ").splitlines()
+        lines = joined(block).splitlines()
         if any(line.startswith("$ ") for line in lines):
             lines = [line[2:] for line in lines if line.startswith("$ ")]
         yield from (line for line in lines if line.strip() and not line.lstrip().startswith("#"))

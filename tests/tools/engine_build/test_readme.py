@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.house.markdown import joined
 from tests.tools.engine_build.command import SHAPES, BuildCommand
 
 README = Path(__file__).parents[3] / "README.md"
@@ -34,7 +35,7 @@ class ReadmeBuild:
 
 READMES = [
     ReadmeBuild(version, tuple(shlex.split(command)))
-    for version, command in BUILDS.findall(README.read_text())
+    for version, command in BUILDS.findall(joined(README.read_text()))
 ]
 
 
