@@ -161,7 +161,7 @@ def _problem(
     read_weight: Callable[[str], AnyArray],
     options: SolveOptions,
 ) -> SiteProblem:
-    found = stats.sites.get(site.tensor)
+    found = stats.sites.get(site.key)
     if found is None:
         raise UserError(f"the statistics hold no site {site.tensor!r}; calibrate again")
     if options.algorithm.needs_rows and any(w.key not in found.rows for w in site.windows):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
 from qvd_trt import __version__
 from qvd_trt.export.errors import UserError
@@ -86,6 +86,8 @@ def apply_plan(model: FloatModel, plan: QuantPlan, options: ApplyOptions) -> ir.
         InsertHtdq(plan.temporal),
         InsertQdq(plan.dense, plan.temporal, model.layers, target.weight_form, scale_type),
     ]
+    if len({site.tensor for site in plan.dense}) < len(plan.dense):
+        passes.append(NameFixPass())  # two sites on one tensor name their nodes after it
     if options.dtype is not FloatType.FP32:
         passes.append(LowerPrecision(options.dtype.value, qdq_scales=_QDQ_SCALES[scale_type]))
     # After lowering, so that an inlined body keeps its float32 comparison.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -13,8 +14,9 @@ from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.find_layers import find_layers
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.graph.signature import read_signature
-from qvd_trt.export.graph.values import nodes_by_name
+from qvd_trt.export.graph.values import constant_array, nodes_by_name
 from qvd_trt.export.passes.insert_htdq import HTDQ_OP
+from qvd_trt.export.passes.normalize import Normalize
 from qvd_trt.export.passes.prepare import Prepare
 from qvd_trt.export.plan.site_types import Layer
 
@@ -34,7 +36,10 @@ _QUANTIZED_OPS = {
 
 
 def open_model(
-    path: Path | str, timestep_input: str | None = None, latent_input: str | None = None
+    path: Path | str,
+    timestep_input: str | None = None,
+    latent_input: str | None = None,
+    prediction_output: str | None = None,
 ) -> FloatModel:
     """Open a float denoiser; its file is read once, external weights when they are asked for.
 
@@ -42,33 +47,45 @@ def open_model(
         path: The ``.onnx`` file.
         timestep_input: Name of the timestep input, or None to find it.
         latent_input: Name of the noisy latent input, or None to find it.
+        prediction_output: Name of the output that is the prediction, or None to find it.
 
     Raises:
-        UserError: the file is missing or incomplete, is already quantized, is not float32, or has
-            no input that looks like a timestep or a latent.
+        UserError: the file is missing or incomplete, is already quantized, is not float32, holds
+            NaN or infinite weights, or has no input that looks like a timestep or a latent.
     """
     path = Path(path)
-    return view_model(load_model(path), path, timestep_input, latent_input)
+    source = load_model(path)
+    _refuse_quantized(source, path)
+    files = model_files(path, source)
+    _follow_cache_links(source, path)
+    try:
+        Normalize()(source)
+    except ir.passes.PassError as error:
+        raise _true_cause(error, path) from error
+    return view_model(source, path, files, timestep_input, latent_input, prediction_output)
 
 
 def view_model(
     source: ir.Model,
     path: Path,
+    files: tuple[Path, ...],
     timestep_input: str | None = None,
     latent_input: str | None = None,
+    prediction_output: str | None = None,
 ) -> FloatModel:
-    """What is known of a loaded model; see :func:`open_model`. ``source`` is not changed."""
-    _refuse_quantized(source, path)
+    """What is known of a normalized model; see :func:`open_model`. ``source`` is not changed."""
     prepared = source.clone()
     Prepare()(prepared)
     layers, odd = find_layers(prepared.graph)
     _refuse_other_precision(prepared.graph, layers, path)
+    _refuse_unsound_weights(prepared.graph, layers, path)
     return FloatModel(
         path=path,
-        files=model_files(path, source),
+        files=files,
+        data_folder=_data_folder(path, source),
         source=source,
         prepared=prepared,
-        signature=read_signature(prepared.graph, timestep_input, latent_input),
+        signature=read_signature(prepared.graph, timestep_input, latent_input, prediction_output),
         layers={layer.name: layer for layer in layers},
         odd_layers=tuple(odd),
         nodes=nodes_by_name(prepared.graph),
@@ -167,6 +184,69 @@ def _refuse_other_precision(graph: ir.Graph, layers: Iterable[Layer], path: Path
                 f"{path} holds {dtype.name} weights ({layer.weight!r}); export the model in "
                 "float32, qvd-export lowers the rest of the graph itself (--dtype)"
             )
+
+
+def _refuse_unsound_weights(graph: ir.Graph, layers: Iterable[Layer], path: Path) -> None:
+    for layer in layers:
+        array = constant_array(graph.initializers[layer.weight])
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = array.sum(dtype=np.float64)
+        if not np.isfinite(total):
+            bad = int(np.count_nonzero(~np.isfinite(array)))
+            raise UserError(
+                f"{path}: {bad} numbers of the weight {layer.weight!r} (node {layer.name!r}) are "
+                "NaN or infinite; repair the checkpoint and export it again"
+            )
+
+
+def _follow_cache_links(model: ir.Model, path: Path) -> None:
+    """Let weights behind the links of a hub's cache be read where they really lie.
+
+    There the model and its data are links to files of one folder. A link that leads anywhere else
+    is refused.
+    """
+    home = path.resolve().parent
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        file = Path(tensor.path)
+        real = file.resolve()
+        if real == file.absolute() or path.parent.resolve() in real.parents:
+            continue
+        if real.parent != home:
+            raise UserError(
+                f"{path} keeps weights in {file}, a link out of the model's folder; copy the real "
+                "file beside the model"
+            )
+        value.const_value = ir.ExternalTensor(
+            real.name,
+            tensor.offset,
+            tensor.length,
+            tensor.dtype,
+            shape=tensor.shape,
+            name=tensor.name,
+            base_dir=home,
+        )
+
+
+def _data_folder(path: Path, model: ir.Model) -> Path:
+    """The folder that locations of external weights are relative to."""
+    tensors = [t for t in _constants(model) if isinstance(t, ir.ExternalTensor)]
+    return Path(tensors[0].base_dir) if tensors else path.parent
+
+
+def _true_cause(error: BaseException, path: Path) -> UserError:
+    """What a pass failed of, in one line."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, UserError):
+        return cause
+    return UserError(
+        f"{path} cannot be brought in order ({_first_line(cause)}); check it with "
+        "`python -m onnx.checker`, or export it again"
+    )
 
 
 def _constants(model: ir.Model) -> list[ir.TensorProtocol]:

@@ -47,19 +47,18 @@ def measure(
         reference = Path(folder) / "reference.onnx"
         with progress.step("prepare measuring", None):
             save_model(apply_plan(model, plan, REFERENCE), reference)
-        return measure_file(reference, calls, progress)
+        return measure_file(reference, model.signature.output.name, calls, progress)
 
 
 def measure_file(
-    path: Path, calls: Sequence[HeldOutCall], progress: Progress
+    path: Path, prediction: str, calls: Sequence[HeldOutCall], progress: Progress
 ) -> tuple[HeldOutScore, ...]:
-    """As :func:`measure`, of a QDQ file that ONNX Runtime runs."""
+    """As :func:`measure`, of a QDQ file that ONNX Runtime runs, by the name of its prediction."""
     session = open_session(path, faithful_qdq=True)
-    name = session.get_outputs()[0].name
     scores = []
     with progress.step("measure", len(calls)) as advance:
         for call in calls:
-            (output,) = run_session(session, [name], call.inputs)
+            (output,) = run_session(session, [prediction], call.inputs)
             error = sqnr(call.prediction, np.asarray(output, np.float32))
             scores.append(HeldOutScore(call.timestep, round(error, 2)))
             advance()

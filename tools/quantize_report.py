@@ -9,7 +9,7 @@ import numpy as np
 
 from qvd_trt.export.atomic_files import json_text
 from qvd_trt.export.plan.quant_plan import QuantPlan
-from qvd_trt.export.plan.site_types import KeptLayer, Layer
+from qvd_trt.export.plan.site_types import KeptLayer, Layer, OddLayer
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class QuantizationReport:
 
 def int8_share(
     plan: QuantPlan,
-    layers: Sequence[Layer],
+    layers: Sequence[Layer | OddLayer],
     excluded: frozenset[str],
     output_elements: Mapping[str, float],
 ) -> Int8Share:

@@ -67,7 +67,7 @@ class StatisticsCollector:
         """
         self._signature = model.signature
         self._model_hash = model.digest
-        self._limits = {site.tensor: row_limit(site) if rows else 0 for site in sites.dense}
+        self._limits = {site.key: row_limit(site) if rows else 0 for site in sites.dense}
         probed = model.source.clone()
         self._prediction = model.signature.output.name
         writer = ProbeWriter(probed)
@@ -75,14 +75,14 @@ class StatisticsCollector:
             writer.add_positions_input()
         self._rows_per_call = _rows_per_call(expected_calls) if rows else 0
         self._probes = {
-            site.tensor: writer.add_site(site, min(self._limits[site.tensor], self._rows_per_call))
+            site.key: writer.add_site(site, min(self._limits[site.key], self._rows_per_call))
             for site in sites.dense
         }
         self._features = {
             site.tensor: writer.add_feature(site.tensor, site.channels) for site in sites.temporal
         }
         self._sizes = {layer.name: writer.add_size(layer.output) for layer in sites.all_layers}
-        self._session = open_session(probed, model.path.parent, providers, bounded_memory=True)
+        self._session = open_session(probed, model.data_folder, providers, bounded_memory=True)
         self._output_names = [output.name for output in self._session.get_outputs()]
         self._samples = 0
         self._ranges: dict[str, dict[float, tuple[AnyArray, AnyArray]]] = {

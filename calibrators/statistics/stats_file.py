@@ -163,7 +163,7 @@ def check_sound(stats: ActivationStats, sites: GraphSites, path: Path) -> None:
     """
     arrays: list[tuple[str, int, AnyArray]] = []
     for site in sites.dense:
-        if (found := stats.sites.get(site.tensor)) is not None:
+        if (found := stats.sites.get(site.key)) is not None:
             rows = [sample.values for sample in found.rows.values()]
             arrays += [
                 (site.tensor, site.channels, array)

@@ -25,7 +25,7 @@ class TemporalSweep:
         self._timestep = model.signature.timestep
         self._sites = list(sites)
         part = _part_that_computes(model.source, [site.tensor for site in sites])
-        self._session = open_session(part, model.path.parent)
+        self._session = open_session(part, model.data_folder)
         self._read = [value.name for value in self._session.get_inputs()]
 
     def run(

@@ -8,35 +8,45 @@ import math
 import onnx_ir as ir
 
 from qvd_trt.export.graph.values import is_weight, static_shape
-from qvd_trt.export.plan.site_types import KeptLayer, Layer, LayerOp, Window
+from qvd_trt.export.plan.site_types import Layer, LayerOp, OddLayer, Window
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 """Node metadata: a printed list of the module paths from the root down, then torch's node."""
 
 _OPS = {op.value for op in LayerOp}
+_MULTIPLIERS = (*sorted(_OPS), "ConvTranspose", "Einsum")
+_CONV_TRANSPOSE = "ConvTranspose has no INT8 kernel in TensorRT-RTX"
 
 
-def find_layers(graph: ir.Graph) -> tuple[list[Layer], list[KeptLayer]]:
+def find_layers(graph: ir.Graph) -> tuple[list[Layer], list[OddLayer]]:
     """All layers of the graph in topological order, and those of a form that stays float.
 
     Every node needs a unique name, as :class:`~qvd_trt.export.passes.prepare.Prepare` gives it.
     """
     layers: list[Layer] = []
-    kept: list[KeptLayer] = []
+    odd: list[OddLayer] = []
+    weights = _weights(graph)
     for node in graph:
-        if node.op_type == "ConvTranspose" and is_weight(node.inputs[1]):
-            kept.append(_kept(node, "ConvTranspose has no INT8 kernel in TensorRT-RTX"))
-        if node.domain not in ("", "ai.onnx") or node.op_type not in _OPS:
+        if node.domain or node.op_type not in _MULTIPLIERS:
             continue
-        weight = node.inputs[1]
-        if not is_weight(weight) or is_weight(node.inputs[0]):
+        constant = [value in weights for value in node.inputs[:2]]
+        if len(constant) < 2 or constant[0] == constant[1]:
             continue
-        layer = _read_layer(node)
+        layer = _read_layer(node, constant.index(True))
         if isinstance(layer, str):
-            kept.append(_kept(node, layer))
+            odd.append(_odd(node, layer, node.inputs[constant.index(True)]))
         else:
             layers.append(layer)
-    return layers, kept
+    return layers, odd
+
+
+def _weights(graph: ir.Graph) -> set[ir.Value | None]:
+    """All tensors that are stored, or computed from stored ones alone."""
+    weights: set[ir.Value | None] = {v for v in graph.initializers.values() if is_weight(v)}
+    for node in graph:
+        if node.inputs and all(value is None or value in weights for value in node.inputs):
+            weights.update(node.outputs)
+    return weights
 
 
 def module_path(node: ir.Node) -> str:
@@ -48,12 +58,39 @@ def module_path(node: ir.Node) -> str:
     return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
 
 
-def _kept(node: ir.Node, reason: str) -> KeptLayer:
-    return KeptLayer(node.name or "", node.op_type, reason)
+def _odd(node: ir.Node, reason: str, weight: ir.Value | None) -> OddLayer:
+    return OddLayer(
+        node.name or "", node.op_type, reason, node.outputs[0].name or "", _cost(node, weight)
+    )
 
 
-def _read_layer(node: ir.Node) -> Layer | str:
+def _cost(node: ir.Node, weight: ir.Value | None) -> float:
+    """Multiply-accumulates per output element; 0 where the weight's shape is not known."""
+    if weight is None or weight.shape is None or not weight.shape.is_static():
+        return 0.0
+    shape = static_shape(weight)
+    size = float(math.prod(shape))
+    if node.op_type == "ConvTranspose":
+        strides = math.prod(node.attributes.get_ints("strides", [1]))
+        return size / (shape[1] * node.attributes.get_int("group", 1) * strides)
+    if node.op_type == LayerOp.CONV:
+        return size / shape[0]
+    if node.op_type == "Einsum" or weight is node.inputs[0]:
+        return size / max(shape)
+    out = shape[-2 if node.attributes.get_int("transB", 0) else -1]
+    return size / math.prod(shape[:-2]) / out
+
+
+def _read_layer(node: ir.Node, operand: int) -> Layer | str:
     """The layer, or the reason why its form cannot be quantized."""
+    if node.op_type == "ConvTranspose":
+        return _CONV_TRANSPOSE
+    if node.op_type == "Einsum":
+        return "an Einsum that is no product with a matrix over the last axis"
+    if operand == 0:
+        return "its weight is the left operand"
+    if not is_weight(node.inputs[1]):
+        return "its weight is computed in the graph"
     weight = node.inputs[1]
     assert weight is not None
     shape = static_shape(weight)
@@ -95,7 +132,7 @@ def _read_layer(node: ir.Node) -> Layer | str:
 
 def _conv_window(node: ir.Node, weight_shape: tuple[int, ...]) -> Window | str:
     if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return "auto_pad SAME: export with explicit pads"
+        return "auto_pad SAME with strides and unknown extents: export with explicit pads"
     rank = len(weight_shape) - 2
     pads = tuple(node.attributes.get_ints("pads", [0] * 2 * rank))
     return Window(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
@@ -43,23 +44,34 @@ def find_sites(model: FloatModel, keep_patterns: Iterable[str] = ()) -> GraphSit
     reasons |= _kept_by_user(model, keep_patterns)
     quantized = [layer for layer in layers if layer.name not in reasons]
     if not quantized:
-        raise UserError("no layer is left to quantize; see --keep and the model's channel counts")
+        raise UserError(_nothing_left(model, reasons))
     sites = _group(model, quantized, path)
     return GraphSites(
         dense=tuple(site for site in sites if site.kind is SiteKind.DENSE),
         temporal=tuple(site for site in sites if site.kind is SiteKind.TEMPORAL),
-        kept=tuple(
-            [
+        kept=(
+            *(
                 KeptLayer(layer.name, layer.op.value, reasons[layer.name])
                 for layer in layers
                 if layer.name in reasons
-            ]
-            + list(model.odd_layers)
+            ),
+            *(KeptLayer(layer.name, layer.op, layer.reason) for layer in model.odd_layers),
         ),
-        all_layers=tuple(layers),
+        all_layers=(*layers, *model.odd_layers),
         excluded=excluded,
         strict_temporal=path.strict,
     )
+
+
+def _nothing_left(model: FloatModel, reasons: Mapping[str, str]) -> str:
+    """Why no layer is quantized: the commonest of the reasons."""
+    counts = Counter(reasons.values())
+    counts.update(layer.reason for layer in model.odd_layers)
+    if not counts:
+        return "the model has no Conv, Gemm or MatMul with constant weights; nothing to quantize"
+    reason, count = counts.most_common(1)[0]
+    layers = "1 layer stays" if count == 1 else f"{count} layers stay"
+    return f"no layer is left to quantize: {layers} float for this reason: {reason}"
 
 
 def _group(model: FloatModel, layers: list[Layer], path: TemporalPath) -> list[Site]:
@@ -68,10 +80,12 @@ def _group(model: FloatModel, layers: list[Layer], path: TemporalPath) -> list[S
         tensor = model.input_of(layer).name or ""
         kind = SiteKind.TEMPORAL if layer.name in path.projections else SiteKind.DENSE
         groups.setdefault((tensor, layer.channel_axis, kind), []).append(layer)
-    return [
-        Site(tensor, kind, axis, members[0].in_channels, tuple(members))
-        for (tensor, axis, kind), members in groups.items()
-    ]
+    sites: list[Site] = []
+    for (tensor, axis, kind), members in groups.items():
+        taken = any(site.tensor == tensor for site in sites)
+        alias = f"{tensor} along axis {axis}" if taken else ""
+        sites.append(Site(tensor, kind, axis, members[0].in_channels, tuple(members), alias))
+    return sites
 
 
 def _too_narrow(layer: Layer) -> str | None:
@@ -86,10 +100,13 @@ def _too_narrow(layer: Layer) -> str | None:
 def _kept_by_user(model: FloatModel, patterns: Iterable[str]) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for pattern in patterns:
-        hits = [
+        known = {name: _names(model.nodes[name], layer) for name, layer in model.layers.items()}
+        hits = [name for name, names in known.items() if pattern in names]
+        # An exact name may hold brackets, which a shell pattern reads otherwise.
+        hits = hits or [
             name
-            for name, layer in model.layers.items()
-            if any(fnmatchcase(known, pattern) for known in _names(model.nodes[name], layer))
+            for name, names in known.items()
+            if any(fnmatchcase(text, pattern) for text in names)
         ]
         if not hits:
             raise UserError(
@@ -122,10 +139,15 @@ def _end_layers(model: FloatModel) -> dict[str, str]:
         else:
             stack.extend(node.successors())
     seen.clear()
-    stack = [p for value in model.graph.outputs if (p := value.producer()) is not None]
+    prediction = model.signature.output.name
+    stack = [
+        producer
+        for value in model.graph.outputs
+        if value.name == prediction and (producer := value.producer()) is not None
+    ]
     while stack:
         node = stack.pop()
-        if node in seen:
+        if node in seen or node.op_type in ("Shape", "Size"):
             continue
         seen.add(node)
         if node.name in model.layers:

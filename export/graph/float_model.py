@@ -13,7 +13,7 @@ import onnx_ir as ir
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.graph.signature import ModelSignature
 from qvd_trt.export.graph.values import constant_array
-from qvd_trt.export.plan.site_types import KeptLayer, Layer
+from qvd_trt.export.plan.site_types import Layer, OddLayer
 
 _BLOCK_BYTES = 1 << 24
 
@@ -24,9 +24,10 @@ class FloatModel:
 
     Attributes:
         path: The ONNX file.
+        data_folder: Where the external weights of ``source`` lie.
         files: It, and the files of its external data.
-        source: The model as the file has it, which ONNX Runtime runs. External weights stay on
-            disk until they are read.
+        source: The model as the file has it, in the form that ``Normalize`` gives, which ONNX
+            Runtime runs. External weights stay on disk until they are read.
         prepared: The same function with named nodes and weights that are plain initializers,
             which passes start from. Names of tensors are those of the file.
         signature: Its interface.
@@ -37,12 +38,13 @@ class FloatModel:
     """
 
     path: Path
+    data_folder: Path
     files: tuple[Path, ...]
     source: ir.Model
     prepared: ir.Model
     signature: ModelSignature
     layers: Mapping[str, Layer]
-    odd_layers: tuple[KeptLayer, ...]
+    odd_layers: tuple[OddLayer, ...]
     nodes: Mapping[str, ir.Node]
 
     @cached_property

@@ -48,7 +48,7 @@ class ModelSignature:
 
     Attributes:
         inputs: Graph inputs, in order.
-        output: The first graph output, the prediction.
+        output: The prediction.
         timestep: Name of the timestep input.
         latent: Name of the noisy latent input.
     """
@@ -117,13 +117,17 @@ def timestep_of(inputs: Mapping[str, AnyArray], signature: ModelSignature) -> fl
 
 
 def read_signature(
-    graph: ir.Graph, timestep: str | None = None, latent: str | None = None
+    graph: ir.Graph,
+    timestep: str | None = None,
+    latent: str | None = None,
+    prediction: str | None = None,
 ) -> ModelSignature:
-    """The graph's inputs and first output, with the timestep and the latent identified.
+    """The graph's inputs and prediction, with the timestep and the latent identified.
 
     Both are found by their usual names, then by the graph: the timestep is the small input that
-    reaches Sin and Cos, the latent the float input of highest rank. ``timestep`` and ``latent``
-    override the search.
+    reaches Sin and Cos, the latent the float input of highest rank. The prediction is the first
+    output of floats; of several, the first of the latent's rank. ``timestep``, ``latent`` and
+    ``prediction`` override the search.
 
     Raises:
         UserError: a name is no input, or nothing like a timestep or a latent is found.
@@ -138,7 +142,24 @@ def read_signature(
             f"{latent!r} cannot be both the timestep and the latent; name the other one with "
             "--timestep-input or --latent-input"
         )
-    return ModelSignature(inputs, _spec(graph.outputs[0]), timestep, latent)
+    rank = next(len(spec.shape) for spec in inputs if spec.name == latent)
+    return ModelSignature(inputs, _find_prediction(graph, rank, prediction), timestep, latent)
+
+
+def _find_prediction(graph: ir.Graph, rank: int, chosen: str | None) -> TensorSpec:
+    outputs = [_spec(value) for value in graph.outputs]
+    names = ", ".join(map(str, outputs))
+    if chosen is not None:
+        found = next((spec for spec in outputs if spec.name == chosen), None)
+        if found is None:
+            raise UserError(
+                f"--prediction-output {chosen!r} is no output of the model; it has {names}"
+            )
+        return found
+    floats = [spec for spec in outputs if "float" in spec.dtype]
+    if not floats:
+        raise UserError(f"the model returns no floats, only {names}; export its prediction")
+    return next((spec for spec in floats if len(spec.shape) == rank), floats[0])
 
 
 def _spec(value: ir.Value) -> TensorSpec:

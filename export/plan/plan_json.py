@@ -68,7 +68,7 @@ class _Reader:
 
     def __init__(self, file: str) -> None:
         self._file = file
-        self._tensors: dict[str, str] = {}
+        self._tensors: dict[str, dict[int | None, str]] = {}
         self._layers: dict[str, str] = {}
 
     def plan(self, plan: PlanFile) -> QuantPlan:
@@ -87,7 +87,7 @@ class _Reader:
         if site.channel_axis not in (1, -1):
             raise self._wrong(f"{at}.channel_axis", fields.CHANNEL_AXIS, site.channel_axis)
         return DensePlan(
-            tensor=self._name(self._tensors, f"{at}.tensor", site.tensor),
+            tensor=self._tensor(f"{at}.tensor", site.tensor, site.channel_axis),
             channel_axis=site.channel_axis,
             activation=(
                 None
@@ -127,7 +127,7 @@ class _Reader:
 
     def _temporal(self, at: str, site: fields.Temporal) -> TemporalPlan:
         return TemporalPlan(
-            tensor=self._name(self._tensors, f"{at}.tensor", site.tensor),
+            tensor=self._tensor(f"{at}.tensor", site.tensor, None),
             quantizer=self._text(f"{at}.quantizer", site.quantizer),
             codebook=self._codebook(f"{at}.codebook", site.codebook),
             layers=self._layer_quants(f"{at}.layers", site.layers),
@@ -161,6 +161,16 @@ class _Reader:
             return Bits.parse(self._text("bits", text))
         except UserError as error:
             raise UserError(f"{self._file}: bits: {error}") from error
+
+    def _tensor(self, at: str, name: str, axis: int | None) -> str:
+        """Two dense sites may share a tensor, each with a channel axis of its own."""
+        seen = self._tensors.setdefault(self._text(at, name), {})
+        rivals = seen.values() if axis is None else map(seen.get, (axis, None))
+        first = next((path for path in rivals if path is not None), None)
+        if first is not None:
+            raise UserError(f"{self._file}: {at} repeats {first} ({name!r}); keep one")
+        seen[axis] = at
+        return name
 
     def _name(self, seen: dict[str, str], at: str, name: str) -> str:
         first = seen.setdefault(self._text(at, name), at)

@@ -108,6 +108,25 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class OddLayer:
+    """A layer with weights of a form that stays float; its cost counts all the same.
+
+    Attributes:
+        name: The node's name, unique in the graph.
+        op: Its operator.
+        reason: Why it cannot be quantized.
+        output: Name of the node's output tensor.
+        macs_per_output: Multiply-accumulates per output element.
+    """
+
+    name: str
+    op: str
+    reason: str
+    output: str
+    macs_per_output: float
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """One activation tensor with all the layers that read it along the same channel axis.
 
@@ -117,6 +136,7 @@ class Site:
         channel_axis: 1 for convolutions, -1 for linear layers.
         channels: Number of channels.
         layers: The layers that share this input, and so share its shift, scale and codes.
+        alias: Tells apart a second site on one tensor, whose layers read another axis; else empty.
     """
 
     tensor: str
@@ -124,6 +144,12 @@ class Site:
     channel_axis: int
     channels: int
     layers: tuple[Layer, ...]
+    alias: str = ""
+
+    @property
+    def key(self) -> str:
+        """Names the site among all: its tensor, or its alias."""
+        return self.alias or self.tensor
 
     @property
     def windows(self) -> tuple[Window, ...]:
@@ -153,7 +179,7 @@ class GraphSites:
         dense: Sites with a uniform grid, in topological order.
         temporal: Sites with a codebook.
         kept: Layers that stay float, with the reason.
-        all_layers: Every layer with a constant weight, quantized or not.
+        all_layers: Every layer with weights, quantized or not, odd ones last.
         excluded: Names of the first, last and time-path layers, which no share of INT8 counts.
         strict_temporal: Tensors of the temporal sites that depend on the timestep alone.
     """
@@ -161,6 +187,6 @@ class GraphSites:
     dense: tuple[Site, ...]
     temporal: tuple[Site, ...]
     kept: tuple[KeptLayer, ...]
-    all_layers: tuple[Layer, ...]
+    all_layers: tuple[Layer | OddLayer, ...]
     excluded: frozenset[str]
     strict_temporal: frozenset[str]

@@ -241,8 +241,8 @@ LAYER = ("dense", 0, "layers", 0)
         ),
         (edit("dense", 0, "tensor", to=""), 'dense[0].tensor must be a non-empty string, found ""'),
         (
-            edit("dense", 2, "tensor", to="x"),
-            "dense[2].tensor repeats dense[0].tensor ('x'); keep one",
+            edit("dense", 2, "tensor", to='h/Add \u2192 "quoted"'),
+            "dense[2].tensor repeats dense[1].tensor (",
         ),
         (edit("temporal", 0, "tensor", to="x"), "temporal[0].tensor repeats dense[0].tensor ('x')"),
         (
@@ -324,6 +324,13 @@ def test_broken_json_is_refused(tmp_path: Path, text: str, message: str) -> None
     with pytest.raises(UserError) as caught:
         load_plan(path)
     assert message in str(caught.value)
+
+
+def test_two_sites_on_one_tensor_have_an_axis_each(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    shared = replace(example().dense[2], tensor="x")
+    save_plan(replace(example(), dense=(example().dense[0], shared)), path)
+    assert [(s.tensor, s.channel_axis) for s in load_plan(path).dense] == [("x", 1), ("x", -1)]
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:

@@ -158,6 +158,7 @@ def opened(model: ir.Model) -> FloatModel:
     layers, odd = find_layers(model.graph)
     return FloatModel(
         path=Path("in memory"),
+        data_folder=Path(),
         files=(),
         source=model,
         prepared=model,

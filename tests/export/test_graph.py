@@ -58,13 +58,22 @@ class TestLayers:
         net.op("MatMul", x, given, name="given_weight")
         net.op("MatMul", net.weight("left", 4, 4), x, name="weight_on_the_left")
         model = prepared(net.model({"both_out": [2, 4, 4]}))
-        assert find_layers(model.graph) == ([], [])
+        layers, odd = find_layers(model.graph)
+        assert layers == []
+        assert [(layer.name, layer.reason) for layer in odd] == [
+            ("weight_on_the_left", "its weight is the left operand")
+        ]
 
     @pytest.mark.parametrize(
         ("op", "weight", "attributes", "reason"),
         [
             ("ConvTranspose", (16, 16, 2, 2), {}, "no INT8 kernel"),
-            ("Conv", (16, 16, 3, 3), {"auto_pad": "SAME_UPPER"}, "auto_pad SAME"),
+            (
+                "Conv",
+                (16, 16, 3, 3),
+                {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+                "auto_pad SAME",
+            ),
             ("MatMul", (2, 16, 4, 4), {}, "rank 4"),
         ],
     )
@@ -72,7 +81,7 @@ class TestLayers:
         self, op: str, weight: tuple[int, ...], attributes: dict[str, Any], reason: str
     ) -> None:
         net = GraphBuilder()
-        x = net.input("x", [2, 16, 4, 4])
+        x = net.input("x", [2, 16, "h", "w"])
         net.op(op, x, net.weight("weight", *weight), name="odd", **attributes)
         model = prepared(net.model({"odd_out": ["b", "c", "h", "w"]}))
         layers, kept = find_layers(model.graph)

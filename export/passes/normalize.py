@@ -1,0 +1,91 @@
+"""What ONNX Runtime accepts, brought to the one form that everything behind it reads."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    InlinePass,
+    RemoveInitializersFromInputsPass,
+    ShapeInferencePass,
+    TopologicalSortPass,
+)
+
+from qvd_trt.export.errors import UserError
+
+LOWEST_OPSET, HIGHEST_OPSET = 13, 25
+"""Opsets of the default domain that are read; what a target writes may be narrower."""
+
+_DEFAULT_DOMAIN, _ITS_OTHER_NAME = "", "ai.onnx"
+
+
+class Normalize(ir.passes.InPlacePass):
+    """Sort the nodes, inline local functions, name the default domain and all dimensions one way.
+
+    Initializers that are listed as inputs become weights, at the value they hold. Types and shapes
+    are inferred where the file states none. Names of tensors stay.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite.
+
+        Raises:
+            UserError: the default domain is imported twice, or its opset is not 13 to 25.
+        """
+        _name_default_domain(model)
+        opset = model.opset_imports.get(_DEFAULT_DOMAIN)
+        if opset is None or not LOWEST_OPSET <= opset <= HIGHEST_OPSET:
+            raise UserError(
+                f"the model has opset {opset}; opsets {LOWEST_OPSET} to {HIGHEST_OPSET} are read: "
+                "export it again with one of those"
+            )
+        TopologicalSortPass()(model)
+        RemoveInitializersFromInputsPass()(model)
+        if model.functions:
+            InlinePass()(model)
+        _name_dimensions(model.graph)
+        if _lacks_types(model.graph):
+            ShapeInferencePass(data_prop=True)(model)
+        return ir.passes.PassResult(model, True)
+
+
+def _name_default_domain(model: ir.Model) -> None:
+    owners: list[ir.Model | ir.Function] = [model, *model.functions.values()]
+    for owner in owners:
+        other = owner.opset_imports.pop(_ITS_OTHER_NAME, None)
+        if other is not None:
+            opset = owner.opset_imports.setdefault(_DEFAULT_DOMAIN, other)
+            if opset != other:
+                raise UserError(
+                    f"the model imports the default domain twice, as '' with opset {opset} and as "
+                    f"'ai.onnx' with opset {other}; export it again with one"
+                )
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            if node.domain == _ITS_OTHER_NAME:
+                node.domain = _DEFAULT_DOMAIN
+
+
+def _name_dimensions(graph: ir.Graph) -> None:
+    """Give every dynamic dimension of inputs and outputs a name; nameless ones all differ."""
+    for value in (*graph.inputs, *graph.outputs):
+        if value.shape is None:
+            continue
+        extents: list[int | str] = []
+        for axis, extent in enumerate(value.shape):
+            if isinstance(extent, int) and extent >= 0:
+                extents.append(extent)
+            else:
+                name = None if isinstance(extent, int) else extent.value
+                extents.append(name or f"{value.name}_{axis}")
+        if extents != [e if isinstance(e, int) else e.value for e in value.shape]:
+            value.shape = ir.Shape(extents)
+
+
+def _lacks_types(graph: ir.Graph) -> bool:
+    return any(
+        output.name and (output.type is None or output.shape is None)
+        for node in graph
+        for output in node.outputs
+        if not node.domain
+    )
