@@ -84,7 +84,7 @@ def calibrate(
     strict = [site for site in sites.temporal if site.tensor in sites.strict_temporal]
     if options.sweep_training_timesteps and strict:
         sweep = TemporalSweep(model, strict)
-        features = sweep.run(template, training_timesteps(stats.timesteps))
+        features = sweep.run(template, training_timesteps(stats.timesteps, sweep.table_rows))
         stats = replace(stats, temporal={**stats.temporal, **features})
     return stats
 

@@ -30,6 +30,7 @@ from qvd_trt.export.targets import (
     choose_float_type,
 )
 
+_RUNTIME_DOMAINS = ("com.microsoft", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview")
 _QDQ_SCALES: Mapping[ScaleType, Literal["same", "float32"]] = {
     ScaleType.FLOAT16: "same",
     ScaleType.FLOAT32: "float32",
@@ -110,6 +111,7 @@ def check_target(model: FloatModel, options: ApplyOptions) -> None:
     Raises:
         UserError: as :func:`apply_plan`.
     """
+    _refuse_foreign_operators(model, options.target)
     nothing = QuantPlan("", W8A8, "", dense=(), temporal=(), kept=())
     apply_plan(model, nothing, options)
 
@@ -163,6 +165,19 @@ def check_plan(model: FloatModel, plan: QuantPlan) -> None:
                         f"--plan: {name} of {site.tensor!r} has {len(vector)} numbers, layer "
                         f"{layer.name!r} reads {layer.in_channels} channels"
                     )
+
+
+def _refuse_foreign_operators(model: FloatModel, target: TargetProfile) -> None:
+    """ONNX Runtime's fused operators, which its extended optimizations write, run nowhere else."""
+    if target.foreign_operators:
+        return
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.domain.startswith(_RUNTIME_DOMAINS):
+            raise UserError(
+                f"node {node.name!r} is {node.domain}::{node.op_type}, which only ONNX Runtime "
+                f"has; for target {target.name} give the model as exported, without ONNX Runtime's "
+                "extended optimizations"
+            )
 
 
 def _check_opset(opset: int, options: ApplyOptions) -> None:

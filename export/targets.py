@@ -58,6 +58,7 @@ class TargetProfile:
         htdq_form: How HTDQ nodes are written by default.
         shifts_padded: Whether plans solved for it may shift in front of a zero-padded convolution.
             A given plan is applied as it is.
+        foreign_operators: Whether operators of ONNX Runtime's own domains may stay.
         spares_tensorrt8: Whether to leave out what TensorRT 8.6 misreads or cannot build
             (docs/tensorrt8.md).
     """
@@ -70,6 +71,7 @@ class TargetProfile:
     weight_form: WeightForm
     htdq_form: HtdqForm
     shifts_padded: bool = True
+    foreign_operators: bool = False
     spares_tensorrt8: bool = False
 
     def min_opset(self, float_type: FloatType) -> int:
@@ -123,6 +125,7 @@ TARGETS: dict[str, TargetProfile] = {
             low_precision_scales=False,
             weight_form=WeightForm.INT8,
             htdq_form=HtdqForm.FUNCTION,
+            foreign_operators=True,
         ),
     )
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,18 @@ from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.metrics import sqnr
 from qvd_trt.export.model_file import save_model
 from qvd_trt.export.ort_session import open_session, run_session
+from qvd_trt.export.passes.normalize import LOWEST_OPSET
 from qvd_trt.export.plan.quant_plan import QuantPlan
 from qvd_trt.export.progress import SILENT, Progress
-from qvd_trt.export.targets import TARGETS, FloatType
+from qvd_trt.export.targets import TARGETS, FloatType, HtdqForm
 from qvd_trt.tools.quantize_report import HeldOutScore
 
-REFERENCE = ApplyOptions(TARGETS["ort"], FloatType.FP32)
+REFERENCE = ApplyOptions(
+    replace(TARGETS["ort"], base_opset=LOWEST_OPSET), FloatType.FP32, HtdqForm.INLINE
+)
 """Held-out calls are measured in float32 around the Q/DQ nodes: ONNX Runtime's CPU kernels have no
-fp16 arithmetic, so a lower type would be measured with roundings that no engine makes."""
+fp16 arithmetic, so a lower type would be measured with roundings that no engine makes. At the
+model's own opset, since nothing but ONNX Runtime reads this file."""
 
 
 def measure(

@@ -56,6 +56,21 @@ class QuantizeRequest:
     min_sqnr: float | None = None
     providers: Sequence[str] = CPU
 
+    def __post_init__(self) -> None:
+        """Take strings for paths, too.
+
+        Raises:
+            UserError: a single path or pattern stands where a sequence of them belongs.
+        """
+        for name in ("calibration", "keep"):
+            if isinstance(getattr(self, name), (str, Path)):
+                raise UserError(f"{name} is a sequence; give [{getattr(self, name)!r}]")
+        for name in ("model", "output", "stats", "plan"):
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, Path(given))
+        object.__setattr__(self, "calibration", tuple(map(Path, self.calibration)))
+
 
 def plan_path(output: Path) -> Path:
     """Where the plan of an output lies: ``model.w8a8.onnx`` -> ``model.w8a8.plan.json``."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
+import onnxruntime as ort
 
 from qvd_trt.calibrators.sources.calls import DenoiserCall
 from qvd_trt.calibrators.statistics.activation_stats import (
@@ -65,6 +67,9 @@ class StatisticsCollector:
         Raises:
             UserError: ONNX Runtime cannot load the model.
         """
+        self._model = model
+        self._providers = providers
+        self._plain: ort.InferenceSession | None = None
         self._signature = model.signature
         self._model_hash = model.digest
         self._limits = {site.key: row_limit(site) if rows else 0 for site in sites.dense}
@@ -85,6 +90,10 @@ class StatisticsCollector:
         self._session = open_session(probed, model.data_folder, providers, bounded_memory=True)
         self._output_names = [output.name for output in self._session.get_outputs()]
         self._samples = 0
+        self._keep = {
+            site.key: " ".join(f"--keep {shlex.quote(layer.name)}" for layer in site.layers)
+            for site in sites.dense
+        }
         self._ranges: dict[str, dict[float, tuple[AnyArray, AnyArray]]] = {
             name: {} for name in self._limits
         }
@@ -94,18 +103,25 @@ class StatisticsCollector:
 
     def hold_out(self, call: DenoiserCall) -> HeldOutCall:
         """Run the float model on one call without taking it into the statistics."""
-        feed = dict(call.inputs)
-        if self._rows_per_call:
-            feed[POSITIONS_INPUT] = np.zeros((self._rows_per_call, POSITION_COLUMNS))
-        (prediction,) = run_session(self._session, [self._prediction], feed)
+        if _has_empty_input(call):
+            prediction = self._predict(call)
+        else:
+            feed = dict(call.inputs)
+            if self._rows_per_call:
+                feed[POSITIONS_INPUT] = np.zeros((self._rows_per_call, POSITION_COLUMNS))
+            (prediction,) = run_session(self._session, [self._prediction], feed)
         return HeldOutCall(call.inputs, prediction, timestep_of(call.inputs, self._signature))
 
     def observe(self, call: DenoiserCall) -> AnyArray:
         """Run the float model on one call, reduce its statistics, return the prediction.
 
+        A call with an empty input, such as no image tokens, is run but gives no statistics.
+
         Raises:
             UserError: an activation holds NaN or Inf.
         """
+        if _has_empty_input(call):
+            return self._predict(call)
         timestep = timestep_of(call.inputs, self._signature)
         feed = dict(call.inputs)
         priorities, positions = _draw_rows(call, self._rows_per_call)
@@ -123,6 +139,15 @@ class StatisticsCollector:
         prediction: AnyArray = values[self._prediction]
         return prediction
 
+    def _predict(self, call: DenoiserCall) -> AnyArray:
+        """The prediction without probes, which cannot reduce what has no elements."""
+        if self._plain is None:
+            self._plain = open_session(
+                self._model.source, self._model.data_folder, self._providers, bounded_memory=True
+            )
+        (prediction,) = run_session(self._plain, [self._prediction], call.inputs)
+        return prediction
+
     def finish(self) -> ActivationStats:
         """The statistics of all calls so far.
 
@@ -130,7 +155,10 @@ class StatisticsCollector:
             UserError: there was no call.
         """
         if not self._samples:
-            raise UserError("no calibration call was made; give --calib at least one sample")
+            raise UserError(
+                "no calibration call was made, but for those with empty inputs; give --calib at "
+                "least one whole sample"
+            )
         steps = sorted({step for ranges in self._ranges.values() for step in ranges})
         sites = {}
         for tensor, ranges in self._ranges.items():
@@ -159,7 +187,9 @@ class StatisticsCollector:
         if not np.isfinite(values[probes.mean]):
             raise UserError(
                 f"activation {tensor!r} holds NaN or Inf at timestep {timestep:g}; check that the "
-                "float model is sound on these inputs (--prediction, --sampler, calibration files)"
+                "float model is sound on these inputs (--prediction, --sampler, calibration "
+                "files); where only masked rows are NaN, which the model drops, keep the layers "
+                f"that read it float: {self._keep[tensor]}"
             )
         minimum, maximum = values[probes.minimum], values[probes.maximum]
         seen = self._ranges[tensor].get(timestep)
@@ -190,6 +220,10 @@ class StatisticsCollector:
         feature = TemporalFeatures(distinct, np.full(len(distinct), timestep))
         seen = self._temporal.get(tensor)
         self._temporal[tensor] = feature if seen is None else merge_temporal(seen, feature)
+
+
+def _has_empty_input(call: DenoiserCall) -> bool:
+    return any(not array.size for array in call.inputs.values())
 
 
 def row_limit(site: Site) -> int:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from qvd_trt.calibrators.statistics.activation_stats import TemporalFeatures, merge_temporal
 from qvd_trt.export.arrays import AnyArray, Float64Array
 from qvd_trt.export.graph.float_model import FloatModel
+from qvd_trt.export.graph.values import input_dependence
 from qvd_trt.export.ort_session import open_session, run_session
 from qvd_trt.export.plan.site_types import Site
 
@@ -25,6 +26,8 @@ class TemporalSweep:
         self._timestep = model.signature.timestep
         self._sites = list(sites)
         part = _part_that_computes(model.source, [site.tensor for site in sites])
+        self.table_rows = _table_rows(part.graph, self._timestep)
+        """Rows of the table that the timestep picks from, or None: it can be no greater."""
         self._session = open_session(part, model.data_folder)
         self._read = [value.name for value in self._session.get_inputs()]
 
@@ -51,15 +54,32 @@ class TemporalSweep:
         return found
 
 
-def training_timesteps(seen: Float64Array) -> Float64Array:
-    """All timesteps of training, guessed from the scale of those seen.
+def training_timesteps(seen: Float64Array, table_rows: int | None = None) -> Float64Array:
+    """All timesteps of training: the rows of a table, else guessed from the scale of those seen.
 
     Integers 0..999 for discrete models (and flow models that multiply sigma by 1000), 1000 values
     over the seen range otherwise (log-sigma conditioning).
     """
+    if table_rows is not None:
+        return np.arange(table_rows, dtype=np.float64)
     if seen.max() > 10:
         return np.arange(max(1000, int(np.ceil(seen.max())) + 1), dtype=np.float64)
     return np.linspace(seen.min(), seen.max(), 1000)
+
+
+def _table_rows(graph: ir.Graph, timestep: str) -> int | None:
+    """Rows of a stored embedding that is gathered by the timestep, through Casts and Reshapes."""
+    dependence = input_dependence(graph)
+    for node in graph:
+        if node.op_type != "Gather" or node.domain:
+            continue
+        table, index = node.inputs[0], node.inputs[1]
+        tensor = None if table is None else ir.convenience.get_const_tensor(table)
+        if tensor is None or index is None or dependence.get(index) != frozenset({timestep}):
+            continue
+        if node.attributes.get_int("axis", 0) == 0 and len(tensor.shape) > 1:
+            return int(tensor.shape.numpy()[0])
+    return None
 
 
 def _part_that_computes(model: ir.Model, tensors: Sequence[str]) -> ir.Model:

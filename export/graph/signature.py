@@ -78,6 +78,7 @@ def check_inputs(inputs: Mapping[str, AnyArray], signature: ModelSignature, orig
         raise UserError(
             f"{origin}: {extra[0]!r} is no input of the model; its inputs are {sorted(wanted)}"
         )
+    sampled = (signature.latent, signature.timestep)
     extents: dict[str, int] = {}
     for spec in signature.inputs:
         array = inputs[spec.name]
@@ -98,8 +99,15 @@ def check_inputs(inputs: Mapping[str, AnyArray], signature: ModelSignature, orig
                 f"{origin}: {spec.name!r} has shape {list(array.shape)}, "
                 f"the model takes {list(spec.shape)}"
             )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not _is_sound(array, spec.name in sampled):
             raise UserError(f"{origin}: {spec.name!r} holds NaN or Inf; drop or repair that sample")
+
+
+def _is_sound(array: AnyArray, sampled: bool) -> bool:
+    """Whether all numbers are finite; conditioning may hold -inf, as additive masks do."""
+    if np.isfinite(array).all():
+        return True
+    return not sampled and not (np.isnan(array).any() or np.isposinf(array).any())
 
 
 def latent_by_name(inputs: Iterable[TensorSpec]) -> TensorSpec | None:

@@ -6,6 +6,7 @@ import argparse
 import ast
 import importlib
 import re
+import subprocess
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tests.house.markdown import Command, blocks, commands_of
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 LONGEST_LINE = 140
+READERS_OWN = {"calibrators/algorithms/half_range.py", "loader.py"}
+SOURCE_NAME = re.compile(r"`([\w./-]+\.(?:py|cuh|cu|cpp))`")
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
 EXTRAS = re.compile(r"(?:^|/)\.\[([\w,-]+)\]$|^qvd-trt\[([\w,-]+)\]$")
 
@@ -106,3 +109,15 @@ def test_commands_are_found_in_shell_blocks() -> None:
 def test_no_line_is_too_long(document: Path) -> None:
     lines = document.read_text().splitlines()
     assert [line for line in lines if len(line) > LONGEST_LINE] == []
+
+
+def test_files_that_documents_name_exist() -> None:
+    """A name such as `export/apply_plan.py` or `qvd.py` is that of a file of the repository."""
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    names = {path.rpartition("/")[2] for path in tracked}
+    for document in DOCUMENTS:
+        for word in set(SOURCE_NAME.findall(document.read_text())) - READERS_OWN:
+            known = word in names if "/" not in word else any(f.endswith(word) for f in tracked)
+            assert known, f"{document.name}: {word}"

@@ -110,7 +110,7 @@ class LowerPrecision(ir.passes.InPlacePass):
             ):
                 raise UserError(
                     f"{describe(node)}: subgraphs cannot be lowered to {self._dtype}; "
-                    "export the model without control flow, or keep it in float32"
+                    "keep it in float32 (--dtype fp32), or export the model without control flow"
                 )
             if self._qdq_scales == "same" and opset < SAME_SCALES_OPSET and node.op_type in _QDQ:
                 raise UserError(
