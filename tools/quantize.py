@@ -40,9 +40,9 @@ from qvd_trt.tools.quantize_report import (
 )
 from qvd_trt.tools.quantize_request import (
     QuantizeRequest,
+    check_overwriting,
     check_paths,
     plan_path,
-    refuse_overwriting,
     report_path,
 )
 
@@ -61,7 +61,7 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> Quantizat
     clock = _Clock()
     with clock.measure("load"), progress.step("load", None):
         model = open_model(request.model, request.timestep_input, request.latent_input)
-        refuse_overwriting(request.output, model.files)
+        check_overwriting(request, model.files)
         sites = find_sites(model, request.keep)
         check_target(model, request.apply)
         if given is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
 from qvd_trt.export.apply_plan import ApplyOptions
-from qvd_trt.export.atomic_files import require_writable, same_file
+from qvd_trt.export.atomic_files import beside, refuse_overwriting, require_writable, same_file
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.model_file import data_path
 from qvd_trt.export.ort_session import CPU
@@ -37,6 +37,7 @@ class QuantizeRequest:
         keep: Patterns of layers to keep float.
         min_sqnr: Layers below this SQNR (dB) stay float.
         providers: ONNX Runtime execution providers for calibration.
+        also_read: Files that the request was made from, such as a recipe; never overwritten.
     """
 
     model: Path
@@ -55,16 +56,17 @@ class QuantizeRequest:
     keep: Sequence[str] = ()
     min_sqnr: float | None = None
     providers: Sequence[str] = CPU
+    also_read: Sequence[Path] = ()
 
 
 def plan_path(output: Path) -> Path:
     """Where the plan of an output lies: ``model.w8a8.onnx`` -> ``model.w8a8.plan.json``."""
-    return output.with_suffix(".plan.json")
+    return beside(output, ".plan.json")
 
 
 def report_path(output: Path) -> Path:
     """Where the report of an output lies: ``model.w8a8.onnx`` -> ``model.w8a8.report.json``."""
-    return output.with_suffix(".report.json")
+    return beside(output, ".report.json")
 
 
 def check_paths(request: QuantizeRequest) -> None:
@@ -76,6 +78,7 @@ def check_paths(request: QuantizeRequest) -> None:
     output = request.output
     if output.suffix != ".onnx":
         raise UserError(f"the output {output} must end in .onnx")
+    check_overwriting(request, [request.model])
     if output.is_dir():
         raise UserError(f"the output {output} is a folder; give a file name")
     if request.stats is not None and request.stats.suffix != ".npz":
@@ -83,19 +86,25 @@ def check_paths(request: QuantizeRequest) -> None:
     for file in (output, request.stats):
         if file is not None:
             require_writable(file)
-    refuse_overwriting(output, [request.model, *request.calibration])
 
 
-def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:
-    """A given plan may lie where the output's plan does: it then stays as it is.
+def check_overwriting(request: QuantizeRequest, model_files: Iterable[Path]) -> None:
+    """Refuse outputs that would replace an input or each other.
+
+    A given plan may lie where the output's plan does: it then stays as it is.
 
     Raises:
-        UserError: a file that would be written is one of the inputs.
+        UserError: naming both.
     """
-    written = [output, data_path(output), plan_path(output), report_path(output)]
-    for path in inputs:
-        for file in written:
-            if same_file(file, path):
-                raise UserError(
-                    f"{file} would overwrite the input {path}; give another output with -o"
-                )
+    output = request.output
+    plan = plan_path(output)
+    refuse_overwriting(
+        [
+            ("--output", output),
+            ("the weights of --output", data_path(output)),
+            ("the plan of --output", None if same_file(request.plan, plan) else plan),
+            ("the report of --output", report_path(output)),
+            ("--stats", request.stats),
+        ],
+        [*model_files, *request.calibration, request.plan, *request.also_read],
+    )

@@ -27,6 +27,7 @@ from qvd_trt.tools.cli.common import (
     command_parser,
     known,
     print_report,
+    read_besides,
     read_providers,
     run_command,
     say,
@@ -218,14 +219,17 @@ def read_request(options: argparse.Namespace) -> QuantizeRequest:
         keep=tuple(options.keep),
         min_sqnr=options.min_sqnr,
         providers=read_providers(options),
+        also_read=read_besides(options.recipe, options.inputs),
     )
 
 
 def _default_output(options: argparse.Namespace, bits: Bits) -> Path:
+    from qvd_trt.export.atomic_files import beside
+
     model: Path = options.model
     if options.plan is not None:
         bits = load_plan(options.plan).bits
-    return model.with_suffix(f".{bits}.onnx")
+    return beside(model, f".{bits}.onnx")
 
 
 def _check_plan_alone(options: argparse.Namespace) -> None:
@@ -264,7 +268,7 @@ def _main(options: argparse.Namespace) -> int:
 
     report = run(read_request(options))
     say(NAME, warnings=report.warnings)
-    print_report(report, options, print_summary)
+    print_report(NAME, report, options, print_summary)
     return EXIT_OK
 
 
