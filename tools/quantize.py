@@ -42,6 +42,7 @@ from qvd_trt.tools.quantize_request import (
     QuantizeRequest,
     check_overwriting,
     check_paths,
+    defaults_warning,
     plan_path,
     report_path,
 )
@@ -137,6 +138,8 @@ def _statistics(
         source = open_source(request.calibration, model.signature)
     else:
         source, warnings = _self_sampling(request.sampling, model.signature)
+        if (defaults := defaults_warning(request)) is not None:
+            warnings = (defaults, *warnings)
     sweep = request.training_timesteps
     options = CalibrationOptions(
         rows=_needs_rows(request),
@@ -144,6 +147,8 @@ def _statistics(
         providers=request.providers,
     )
     stats = calibrate(model, sites, source, options, progress)
+    if isinstance(source, SelfSampling) and (diverged := source.divergence()) is not None:
+        warnings = (*warnings, diverged)
     if request.stats is not None:
         save_stats(stats, request.stats)
     return _Calibration(stats, source.describe(), warnings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
@@ -67,6 +68,40 @@ def plan_path(output: Path) -> Path:
 def report_path(output: Path) -> Path:
     """Where the report of an output lies: ``model.w8a8.onnx`` -> ``model.w8a8.report.json``."""
     return beside(output, ".report.json")
+
+
+def defaults_warning(request: QuantizeRequest) -> str | None:
+    """What an export makes up because it was told neither calls nor how to sample them, or None.
+
+    Known before the model is read, so that it can be said before hours of sampling.
+    """
+    if (
+        request.calibration
+        or (request.plan is None and request.bits.is_float)
+        or (request.plan is not None and request.stats is None)
+        or (request.stats is not None and request.stats.exists())
+    ):
+        return None
+    defaults = request.sampling.defaults_used()
+    missing = ""
+    if request.stats is not None:
+        missing = f" and --stats {request.stats} does not exist{_near_miss(request.stats)}"
+    if defaults is None:
+        return f"no --calib is given{missing}: the model is sampled" if "(" in missing else None
+    return (
+        f"no --calib is given{missing}: the model is sampled with default settings, which may not "
+        f"be those it was trained for: {defaults}; give --calib with recorded calls, or --sampler, "
+        "--prediction and --schedule"
+    )
+
+
+def _near_miss(path: Path | None) -> str:
+    """A file beside one that does not exist whose name is nearly the same, as a question."""
+    if path is None or not path.absolute().parent.is_dir():
+        return ""
+    names = [file.name for file in path.absolute().parent.glob(f"*{path.suffix}")]
+    close = get_close_matches(path.name, names, n=1, cutoff=0.8)
+    return f" (did you mean {path.with_name(close[0])}?)" if close else ""
 
 
 def check_paths(request: QuantizeRequest) -> None:

@@ -265,9 +265,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     from qvd_trt.tools.cli.export_summary import print_summary
+    from qvd_trt.tools.quantize_request import defaults_warning
 
-    report = run(read_request(options))
-    say(NAME, warnings=report.warnings)
+    request = read_request(options)
+    # Before the hours that it is about.
+    early = [warning for warning in [defaults_warning(request)] if warning is not None]
+    say(NAME, warnings=early)
+    report = run(request)
+    say(NAME, warnings=[warning for warning in report.warnings if warning not in early])
     print_report(NAME, report, options, print_summary)
     return EXIT_OK
 
