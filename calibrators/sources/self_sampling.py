@@ -40,9 +40,9 @@ class SelfSamplingOptions:
             guidance every step makes two calls, and ``extra_inputs`` must hold ``uncond_NAME``
             for at least one input NAME.
         seed: Trajectory ``i`` depends on (seed, i) only, not on how many there are.
-        extra_inputs: Arrays by input name, of the input's dtype. One of the input's own rank
-            serves all samples; one with a leading axis more holds a row per sample, cycled. An
-            array named as the latent or the timestep only gives its shape.
+        extra_inputs: Arrays by input name, of the input's dtype: a row per sample, cycled, on the
+            batch axis or on a leading axis more (see :class:`Conditioning`). An array named as the
+            latent or the timestep only gives its shape.
         shapes: Concrete shapes by input name, where the graph's are symbolic.
     """
 
