@@ -28,6 +28,7 @@ from qvd_trt.export.targets import (
     ScaleType,
     TargetProfile,
     choose_float_type,
+    choose_htdq_form,
 )
 
 _RUNTIME_DOMAINS = ("com.microsoft", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview")
@@ -52,13 +53,15 @@ class ApplyOptions:
     htdq_form: HtdqForm | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a type that the target does not take.
+        """Refuse a type or a form that the target does not take.
 
         Raises:
             UserError: naming those that it takes.
         """
         if self.float_type is not None:
             choose_float_type(self.target, self.float_type.value)
+        if self.htdq_form is not None:
+            choose_htdq_form(self.target, self.htdq_form.value)
 
     @property
     def dtype(self) -> FloatType:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def written_together(path: Path) -> Iterator[Path]:
     After an error or an interruption before that nothing of them is left.
 
     Raises:
-        UserError: a folder stands in the place of one of the files.
+        UserError: a folder, a pipe or a device stands in the place of one of the files.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
@@ -30,8 +31,8 @@ def written_together(path: Path) -> Iterator[Path]:
         yield staged
         made = sorted(Path(scratch).iterdir(), key=lambda file: (file == staged, file.name))
         for target in (path.parent / file.name for file in made):
-            if target.is_dir():
-                raise UserError(f"{target} is a folder; remove it, or give another output")
+            if target.exists() and not target.is_file():
+                raise UserError(f"{target} {not_a_file(target)}; remove it, or give another output")
         for file in made:
             file.replace(path.parent / file.name)
 
@@ -61,9 +62,78 @@ def require_writable(path: Path) -> None:
         )
 
 
+def beside(path: Path, suffix: str) -> Path:
+    """The file of that suffix beside another one; also beside ``.``, which has no name."""
+    return path.parent / f"{path.stem}{suffix}"
+
+
 def same_file(one: Path | None, other: Path) -> bool:
     """Whether both exist and are one file, through links too."""
     return one is not None and one.exists() and other.exists() and one.samefile(other)
+
+
+def not_a_file(path: Path) -> str:
+    """Why there is no plain file to read, as the rest of a sentence that begins with the path."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if path.is_symlink():
+            return f"is a link to {path.readlink()}, which does not exist"
+        return "does not exist"
+    except OSError as error:
+        return f"cannot be reached ({error.strerror})"
+    for test, kind in (
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a pipe, which cannot be read twice"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+    ):
+        if test(mode):
+            return f"is {kind}"
+    return "is no plain file"
+
+
+def refuse_overwriting(
+    written: Iterable[tuple[str, Path | None]], read: Iterable[Path | None]
+) -> None:
+    """Refuse outputs that would replace an input, or each other; through links and folders.
+
+    Args:
+        written: The option that names each output, and the output: a file, or a folder that files
+            are written into. None stands for an option that was not given.
+        read: Inputs. A folder stands for itself and the files in it.
+
+    Raises:
+        UserError: naming the option, the output, and what it would replace.
+    """
+    inputs: dict[object, Path] = {}
+    for path in read:
+        if path is None:
+            continue
+        for file in (path, *(path.iterdir() if path.is_dir() else ())):
+            inputs.update(dict.fromkeys(_identities(file), file))
+    taken: dict[Path, str] = {}
+    for option, path in written:
+        if path is None:
+            continue
+        if hit := next((inputs[key] for key in _identities(path) if key in inputs), None):
+            raise UserError(f"{option} {path} would overwrite the input {hit}; give another path")
+        place = Path(os.path.realpath(path))
+        for other, owner in taken.items():
+            if place.is_relative_to(other) or other.is_relative_to(place):
+                place_of = "is the file of" if place == other else "lies with the files of"
+                raise UserError(f"{option} {path} {place_of} {owner}, too; give another path")
+        taken[place] = option
+
+
+def _identities(path: Path) -> list[object]:
+    """What tells files apart: where the path leads, and the file that is there (hard links)."""
+    found: list[object] = [os.path.realpath(path)]
+    if path.exists():
+        status = path.stat()
+        found.append((status.st_dev, status.st_ino))
+    return found
 
 
 def json_text(data: Any) -> str:

@@ -55,7 +55,8 @@ class TargetProfile:
         low_precision_scales: Whether Q/DQ scales may have the graph's low type. Otherwise Q, DQ
             and the layer stay float32 between Casts.
         weight_form: How weights are stored.
-        htdq_form: How HTDQ nodes are written by default.
+        htdq_forms: How HTDQ nodes may be written so that the runtime loads them; the first is the
+            default.
         shifts_padded: Whether plans solved for it may shift in front of a zero-padded convolution.
             A given plan is applied as it is.
         foreign_operators: Whether operators of ONNX Runtime's own domains may stay.
@@ -69,10 +70,15 @@ class TargetProfile:
     float_types: tuple[FloatType, ...]
     low_precision_scales: bool
     weight_form: WeightForm
-    htdq_form: HtdqForm
+    htdq_forms: tuple[HtdqForm, ...]
     shifts_padded: bool = True
     foreign_operators: bool = False
     spares_tensorrt8: bool = False
+
+    @property
+    def htdq_form(self) -> HtdqForm:
+        """How HTDQ nodes are written by default."""
+        return self.htdq_forms[0]
 
     def min_opset(self, float_type: FloatType) -> int:
         """Lowest opset of the emitted file; ONNX has bf16 convolutions and norms from 22 on."""
@@ -95,7 +101,7 @@ TARGETS: dict[str, TargetProfile] = {
             float_types=(FloatType.FP16, FloatType.BF16, FloatType.FP32),
             low_precision_scales=True,
             weight_form=WeightForm.INT8,
-            htdq_form=HtdqForm.FUNCTION,
+            htdq_forms=(HtdqForm.FUNCTION, HtdqForm.INLINE, HtdqForm.PLUGIN),
         ),
         TargetProfile(
             name="rtx",
@@ -104,7 +110,7 @@ TARGETS: dict[str, TargetProfile] = {
             float_types=(FloatType.FP16, FloatType.BF16, FloatType.FP32),
             low_precision_scales=False,
             weight_form=WeightForm.INT8,
-            htdq_form=HtdqForm.FUNCTION,
+            htdq_forms=(HtdqForm.FUNCTION, HtdqForm.INLINE),
         ),
         TargetProfile(
             name="trt8",
@@ -113,7 +119,7 @@ TARGETS: dict[str, TargetProfile] = {
             float_types=(FloatType.FP32,),
             low_precision_scales=False,
             weight_form=WeightForm.FLOAT_QDQ,
-            htdq_form=HtdqForm.INLINE,
+            htdq_forms=(HtdqForm.INLINE, HtdqForm.PLUGIN),
             shifts_padded=False,
             spares_tensorrt8=True,
         ),
@@ -126,6 +132,7 @@ TARGETS: dict[str, TargetProfile] = {
             weight_form=WeightForm.INT8,
             htdq_form=HtdqForm.FUNCTION,
             foreign_operators=True,
+            htdq_forms=(HtdqForm.FUNCTION, HtdqForm.INLINE),
         ),
     )
 }
@@ -144,4 +151,28 @@ def choose_float_type(profile: TargetProfile, text: str | None) -> FloatType:
         allowed = ", ".join(entry.value for entry in profile.float_types)
         hint = "; build it with trtexec --int8 --fp16" if profile.name == "trt8" else ""
         raise UserError(f"--dtype {text}: target {profile.name} takes {allowed}{hint}")
+    return found
+
+
+_WHY_NOT = {
+    HtdqForm.FUNCTION: "cannot read functions in a file",
+    HtdqForm.PLUGIN: "cannot load the plugin",
+}
+
+
+def choose_htdq_form(profile: TargetProfile, text: str | None) -> HtdqForm:
+    """The form that ``--htdq`` names, or the profile's default.
+
+    Raises:
+        UserError: the runtime cannot load HTDQ nodes of that form.
+    """
+    if text is None:
+        return profile.htdq_form
+    found = HtdqForm(text)
+    if found not in profile.htdq_forms:
+        allowed = " or ".join(entry.value for entry in profile.htdq_forms)
+        raise UserError(
+            f"--htdq {text}: target {profile.name} {_WHY_NOT.get(found, 'does not take it')}; "
+            f"give --htdq {allowed}, or leave it out"
+        )
     return found

@@ -40,9 +40,10 @@ from qvd_trt.tools.quantize_report import (
 )
 from qvd_trt.tools.quantize_request import (
     QuantizeRequest,
+    check_overwriting,
     check_paths,
+    defaults_warning,
     plan_path,
-    refuse_overwriting,
     report_path,
 )
 
@@ -61,7 +62,7 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> Quantizat
     clock = _Clock()
     with clock.measure("load"), progress.step("load", None):
         model = open_model(request.model, request.timestep_input, request.latent_input)
-        refuse_overwriting(request.output, model.files)
+        check_overwriting(request, model.files)
         sites = find_sites(model, request.keep)
         check_target(model, request.apply)
         if given is not None:
@@ -137,6 +138,8 @@ def _statistics(
         source = open_source(request.calibration, model.signature)
     else:
         source, warnings = _self_sampling(request.sampling, model.signature)
+        if (defaults := defaults_warning(request)) is not None:
+            warnings = (defaults, *warnings)
     sweep = request.training_timesteps
     options = CalibrationOptions(
         rows=_needs_rows(request),
@@ -144,6 +147,8 @@ def _statistics(
         providers=request.providers,
     )
     stats = calibrate(model, sites, source, options, progress)
+    if isinstance(source, SelfSampling) and (diverged := source.divergence()) is not None:
+        warnings = (*warnings, diverged)
     if request.stats is not None:
         save_stats(stats, request.stats)
     return _Calibration(stats, source.describe(), warnings)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
 from qvd_trt.export.apply_plan import ApplyOptions
-from qvd_trt.export.atomic_files import require_writable, same_file
+from qvd_trt.export.atomic_files import beside, refuse_overwriting, require_writable, same_file
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.model_file import data_path
 from qvd_trt.export.ort_session import CPU
@@ -37,6 +38,7 @@ class QuantizeRequest:
         keep: Patterns of layers to keep float.
         min_sqnr: Layers below this SQNR (dB) stay float.
         providers: ONNX Runtime execution providers for calibration.
+        also_read: Files that the request was made from, such as a recipe; never overwritten.
     """
 
     model: Path
@@ -55,6 +57,7 @@ class QuantizeRequest:
     keep: Sequence[str] = ()
     min_sqnr: float | None = None
     providers: Sequence[str] = CPU
+    also_read: Sequence[Path] = ()
 
     def __post_init__(self) -> None:
         """Take strings for paths, too.
@@ -74,12 +77,46 @@ class QuantizeRequest:
 
 def plan_path(output: Path) -> Path:
     """Where the plan of an output lies: ``model.w8a8.onnx`` -> ``model.w8a8.plan.json``."""
-    return output.with_suffix(".plan.json")
+    return beside(output, ".plan.json")
 
 
 def report_path(output: Path) -> Path:
     """Where the report of an output lies: ``model.w8a8.onnx`` -> ``model.w8a8.report.json``."""
-    return output.with_suffix(".report.json")
+    return beside(output, ".report.json")
+
+
+def defaults_warning(request: QuantizeRequest) -> str | None:
+    """What an export makes up because it was told neither calls nor how to sample them, or None.
+
+    Known before the model is read, so that it can be said before hours of sampling.
+    """
+    if (
+        request.calibration
+        or (request.plan is None and request.bits.is_float)
+        or (request.plan is not None and request.stats is None)
+        or (request.stats is not None and request.stats.exists())
+    ):
+        return None
+    defaults = request.sampling.defaults_used()
+    missing = ""
+    if request.stats is not None:
+        missing = f" and --stats {request.stats} does not exist{_near_miss(request.stats)}"
+    if defaults is None:
+        return f"no --calib is given{missing}: the model is sampled" if "(" in missing else None
+    return (
+        f"no --calib is given{missing}: the model is sampled with default settings, which may not "
+        f"be those it was trained for: {defaults}; give --calib with recorded calls, or --sampler, "
+        "--prediction and --schedule"
+    )
+
+
+def _near_miss(path: Path | None) -> str:
+    """A file beside one that does not exist whose name is nearly the same, as a question."""
+    if path is None or not path.absolute().parent.is_dir():
+        return ""
+    names = [file.name for file in path.absolute().parent.glob(f"*{path.suffix}")]
+    close = get_close_matches(path.name, names, n=1, cutoff=0.8)
+    return f" (did you mean {path.with_name(close[0])}?)" if close else ""
 
 
 def check_paths(request: QuantizeRequest) -> None:
@@ -91,6 +128,7 @@ def check_paths(request: QuantizeRequest) -> None:
     output = request.output
     if output.suffix != ".onnx":
         raise UserError(f"the output {output} must end in .onnx")
+    check_overwriting(request, [request.model])
     if output.is_dir():
         raise UserError(f"the output {output} is a folder; give a file name")
     if request.stats is not None and request.stats.suffix != ".npz":
@@ -98,19 +136,25 @@ def check_paths(request: QuantizeRequest) -> None:
     for file in (output, request.stats):
         if file is not None:
             require_writable(file)
-    refuse_overwriting(output, [request.model, *request.calibration])
 
 
-def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:
-    """A given plan may lie where the output's plan does: it then stays as it is.
+def check_overwriting(request: QuantizeRequest, model_files: Iterable[Path]) -> None:
+    """Refuse outputs that would replace an input or each other.
+
+    A given plan may lie where the output's plan does: it then stays as it is.
 
     Raises:
-        UserError: a file that would be written is one of the inputs.
+        UserError: naming both.
     """
-    written = [output, data_path(output), plan_path(output), report_path(output)]
-    for path in inputs:
-        for file in written:
-            if same_file(file, path):
-                raise UserError(
-                    f"{file} would overwrite the input {path}; give another output with -o"
-                )
+    output = request.output
+    plan = plan_path(output)
+    refuse_overwriting(
+        [
+            ("--output", output),
+            ("the weights of --output", data_path(output)),
+            ("the plan of --output", None if same_file(request.plan, plan) else plan),
+            ("the report of --output", report_path(output)),
+            ("--stats", request.stats),
+        ],
+        [*model_files, *request.calibration, request.plan, *request.also_read],
+    )

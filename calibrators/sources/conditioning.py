@@ -18,6 +18,11 @@ UNCONDITIONAL = "uncond_"
 class Conditioning:
     """Every sample's arrays: the given ones, and drawn ones for what is missing.
 
+    A given array holds one or more samples, which are cycled. With an axis more than its input it
+    has a leading axis of samples. With its input's rank, where that begins with the latent's batch
+    dimension, every ``batch`` rows are a sample; ``batch`` is 1, or what a shape or an array with
+    an axis of samples says. Without a batch dimension it serves all samples.
+
     Each array depends on (seed, sample, input) only. Missing inputs are drawn like this: ones for
     booleans and for every input with ``mask`` in its name (nothing is masked), zeros for other
     integers (ids, class labels), standard normal for floats.
@@ -52,6 +57,7 @@ class Conditioning:
             for name, array in arrays.items()
             if name in inputs or not name.startswith(UNCONDITIONAL)
         }
+        self._batch = self._find_batch(shapes)
         given = [GivenShape(name, tuple(shape), "--shapes") for name, shape in shapes.items()]
         for group, prefix in ((self._given, ""), (self._unconditional, UNCONDITIONAL)):
             for name, array in group.items():
@@ -105,13 +111,53 @@ class Conditioning:
             )
 
     def _sample_shape(self, name: str, array: AnyArray) -> Shape:
-        """The array's shape without its axis of samples."""
+        """The shape of one sample's part of the array."""
         spec = next((spec for spec in self._signature.inputs if spec.name == name), None)
-        if spec is None or array.ndim != len(spec.shape) + 1:
+        if spec is None or array.ndim not in (len(spec.shape), len(spec.shape) + 1):
             return array.shape
-        if array.shape[0] == 0:
+        if array.ndim and array.shape[0] == 0:
             raise UserError(f"--inputs: {name!r} has no rows (shape {list(array.shape)})")
-        return array.shape[1:]
+        if array.ndim > len(spec.shape):
+            return array.shape[1:]
+        if not self._is_batched(spec) or name in self._shaping:
+            return array.shape
+        if len(array) % self._batch:
+            raise UserError(
+                f"--inputs: {name!r} has {len(array)} rows, which are no whole samples of batch "
+                f"{self._batch}; give {self._batch} rows for each sample"
+            )
+        return (self._batch, *array.shape[1:])
+
+    @property
+    def _shaping(self) -> tuple[str, str]:
+        """Inputs whose given arrays tell their shape alone."""
+        return self._signature.latent, self._signature.timestep
+
+    def _batch_dimension(self) -> int | str | None:
+        """The latent's leading extent; None where it has no axis but those of the image."""
+        shape = self._signature.input(self._signature.latent).shape
+        return shape[0] if shape else None
+
+    def _is_batched(self, spec: TensorSpec) -> bool:
+        return bool(spec.shape) and spec.shape[0] == self._batch_dimension()
+
+    def _find_batch(self, shapes: Mapping[str, Shape]) -> int:
+        """Rows of one sample: as a shape says it or an array of several samples; else 1."""
+        batch = self._batch_dimension()
+        if isinstance(batch, int):
+            return max(batch, 1)
+        for spec in self._signature.inputs:
+            known = [shapes.get(spec.name, ())]
+            for array in (self._given.get(spec.name), self._unconditional.get(spec.name)):
+                if array is not None and array.ndim == len(spec.shape) + 1:
+                    known.append(array.shape[1:])
+                elif array is not None and spec.name in self._shaping:
+                    known.append(array.shape)
+            for shape in known:
+                for extent, dimension in zip(shape, spec.shape, strict=False):
+                    if dimension == batch and extent > 0:
+                        return extent
+        return 1
 
     def _check_dtype(self, name: str, array: AnyArray, shown: str) -> None:
         sampled = (self._signature.latent, self._signature.timestep)
@@ -124,9 +170,12 @@ class Conditioning:
         )
 
     def _row(self, spec: TensorSpec, array: AnyArray, sample: int) -> AnyArray:
-        if array.ndim == len(spec.shape):
+        if array.ndim != len(spec.shape):
+            return np.asarray(array[sample % len(array)])
+        if not self._is_batched(spec):
             return array
-        return np.asarray(array[sample % len(array)])
+        first = sample * self._batch % len(array)
+        return array[first : first + self._batch]
 
     def _draw(self, spec: TensorSpec, sample: int) -> AnyArray:
         shape, dtype = self._shapes[spec.name], np.dtype(spec.dtype)

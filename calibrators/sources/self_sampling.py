@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from qvd_trt.calibrators.sources.samplers import Sampler, SamplerOptions, build_
 from qvd_trt.export.arrays import AnyArray, Float32Array
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.signature import ModelSignature, TensorSpec, check_inputs
+
+DIVERGED = 10.0
+"""Root mean square of a latent from which on its trajectory has diverged; 1 is usual."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,9 +40,9 @@ class SelfSamplingOptions:
             guidance every step makes two calls, and ``extra_inputs`` must hold ``uncond_NAME``
             for at least one input NAME.
         seed: Trajectory ``i`` depends on (seed, i) only, not on how many there are.
-        extra_inputs: Arrays by input name, of the input's dtype. One of the input's own rank
-            serves all samples; one with a leading axis more holds a row per sample, cycled. An
-            array named as the latent or the timestep only gives its shape.
+        extra_inputs: Arrays by input name, of the input's dtype: a row per sample, cycled, on the
+            batch axis or on a leading axis more (see :class:`Conditioning`). An array named as the
+            latent or the timestep only gives its shape.
         shapes: Concrete shapes by input name, where the graph's are symbolic.
     """
 
@@ -54,10 +58,45 @@ class SelfSamplingOptions:
     extra_inputs: Mapping[str, AnyArray] | None = None
     shapes: Mapping[str, tuple[int, ...]] | None = None
 
+    def defaults_used(self) -> str | None:
+        """The default settings, when neither the sampler nor what it goes by was chosen.
+
+        Raises:
+            UserError: the number of steps is not supported.
+        """
+        usual = SelfSamplingOptions()
+        chosen = ("sampler", "prediction", "schedule", "spacing", "shift")
+        if any(getattr(self, name) != getattr(usual, name) for name in chosen):
+            return None
+        about = build_sampler(self.sampler, self.sampler_options()).about
+        inputs = "" if self.extra_inputs else ", other inputs than latent and timestep drawn"
+        return (
+            f"sampler {self.sampler} ({about}), {self.steps} steps, {self.samples} samples, "
+            f"seed {self.seed}{inputs}"
+        )
+
+    def sampler_options(self) -> SamplerOptions:
+        """What the sampler is built with."""
+        return SamplerOptions(
+            steps=self.steps,
+            prediction=self.prediction,
+            schedule=self.schedule,
+            spacing=self.spacing,
+            shift=self.shift,
+        )
+
     @property
     def guided(self) -> bool:
         """Whether a step makes an unconditional call too."""
         return self.guidance is not None and self.guidance != 1.0
+
+
+class _Size(NamedTuple):
+    """Root mean square of a latent, and where it was met."""
+
+    rms: float
+    sample: int
+    step: int
 
 
 class SelfSampling:
@@ -75,21 +114,13 @@ class SelfSampling:
         _check_options(options)
         self._options = options
         self._signature = signature
-        self._sampler = build_sampler(
-            options.sampler,
-            SamplerOptions(
-                steps=options.steps,
-                prediction=options.prediction,
-                schedule=options.schedule,
-                spacing=options.spacing,
-                shift=options.shift,
-            ),
-        )
+        self._sampler = build_sampler(options.sampler, options.sampler_options())
         self._conditioning = Conditioning(
             signature, options.extra_inputs or {}, options.shapes or {}, options.seed
         )
         if options.guided:
             self._conditioning.require_unconditional()
+        self._largest = _Size(1.0, 0, 0)
         self._times = _cast_timesteps(
             self._sampler, signature.input(signature.timestep), options.sampler
         )
@@ -123,6 +154,21 @@ class SelfSampling:
         """Inputs that were neither given nor sampled, and so were made up; warn about them."""
         return self._conditioning.drawn
 
+    def divergence(self) -> str | None:
+        """A warning when the trajectories driven so far grew far beyond their noise, or None.
+
+        Noise and data of the supported families have unit scale, and so has every model input in
+        between. Wrong weights of the sampler let it grow by orders of magnitude.
+        """
+        rms, sample, step = self._largest
+        if rms < DIVERGED:
+            return None
+        return (
+            f"self-sampled trajectories diverge: the latent grows to {rms:.3g} times its usual "
+            f"size (trajectory {sample}, step {step}), and figures on it say nothing; check that "
+            "--sampler, --prediction and --schedule are those the model was trained for"
+        )
+
     def drive(self, denoise: Denoise) -> None:
         """Sample every trajectory.
 
@@ -130,6 +176,7 @@ class SelfSampling:
             UserError: a trajectory becomes NaN or Inf, or the model's output does not fit its
                 latent input.
         """
+        self._largest = _Size(1.0, 0, 0)
         for sample in range(self._options.samples):
             self._drive_sample(sample, denoise)
 
@@ -150,6 +197,7 @@ class SelfSampling:
             with np.errstate(over="ignore", invalid="ignore"):
                 state = self._sampler.step(split.prediction(prediction), index, state)
             self._check_finite(state, sample, index)
+            self._note_size(state, sample, index)
 
     def _prepare(self, sample: int) -> tuple[Float32Array, list[dict[str, AnyArray]]]:
         """The sample's noise, and its other inputs: conditional, then unconditional."""
@@ -196,6 +244,14 @@ class SelfSampling:
         scale = np.float32(self._options.guidance)
         guided: Float32Array = unconditional + scale * (conditional - unconditional)
         return guided
+
+    def _note_size(self, state: Float32Array, sample: int, index: int) -> None:
+        """Keep the greatest scale of what the model is given next, or of the last state."""
+        last = index + 1 == self._options.steps
+        given = state if last else self._sampler.scale_input(state, index + 1)
+        if given.size:
+            rms = float(np.sqrt(np.mean(np.square(given, dtype=np.float64))))
+            self._largest = max(self._largest, _Size(rms, sample, index))
 
     def _check_finite(self, state: Float32Array, sample: int, index: int) -> None:
         if not np.isfinite(state).all():

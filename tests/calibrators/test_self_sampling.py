@@ -157,6 +157,55 @@ def test_rows_are_cycled_over_the_samples() -> None:
         assert all(np.array_equal(t, rows[row]) for t in toy.inputs("text", trajectory))
 
 
+@pytest.mark.parametrize("name", ["text", "uncond_text"])
+def test_rows_on_the_batch_axis_are_samples(name: str) -> None:
+    """What people save: one row per prompt, as their text encoder gives them."""
+    rows = np.arange(10, dtype=np.float32).reshape(2, 5)
+    arrays = {"text": np.zeros((1, 5), np.float32), name: rows}
+    _, toy = run(replace(OPTIONS, guidance=2.0, extra_inputs={**arrays, "uncond_text": rows}))
+    for trajectory, row in ((0, 0), (1, 1), (2, 0)):
+        texts = toy.inputs("text", trajectory)
+        assert all(np.array_equal(text, rows[row : row + 1]) for text in texts[1::2])
+        assert all(text.shape == (1, 5) for text in texts)
+        if name == "text":
+            assert all(np.array_equal(text, rows[row : row + 1]) for text in texts)
+
+
+@pytest.mark.parametrize("batch", ["batch", 2])
+def test_samples_have_as_many_rows_as_the_batch(batch: str | int) -> None:
+    of = signature(
+        replace(SAMPLE, shape=(batch, *SAMPLE.shape[1:])),
+        replace(TIMESTEP, shape=(batch,)),
+        replace(TEXT, shape=(batch, 5)),
+    )
+    rows = np.arange(20, dtype=np.float32).reshape(4, 5)
+    options = replace(OPTIONS, shapes={"sample": (2, 4, 2, 3)}, extra_inputs={"text": rows})
+    _, toy = run(options, of)
+    for trajectory, row in ((0, 0), (1, 2), (2, 0)):
+        assert np.array_equal(toy.inputs("text", trajectory)[0], rows[row : row + 2])
+    three = replace(options, extra_inputs={"text": rows[:3]})
+    with pytest.raises(UserError, match="'text' has 3 rows, which are no whole samples of batch 2"):
+        SelfSampling(three, of)
+
+
+def test_a_fixed_batch_of_one_takes_rows_too() -> None:
+    of = signature(
+        replace(SAMPLE, shape=(1, 4, 2, 3)),
+        replace(TIMESTEP, shape=(1,)),
+        replace(TEXT, shape=(1, 5)),
+    )
+    rows = np.arange(15, dtype=np.float32).reshape(3, 5)
+    _, toy = run(replace(OPTIONS, shapes=None, extra_inputs={"text": rows}), of)
+    assert [toy.inputs("text", i)[0][0, 0] for i in range(3)] == [0, 5, 10]
+
+
+def test_an_input_without_a_batch_serves_all_samples() -> None:
+    table = TensorSpec("table", "float32", ("rows", 5))
+    rows = np.arange(15, dtype=np.float32).reshape(3, 5)
+    _, toy = run(replace(OPTIONS, extra_inputs={"table": rows}), signature(SAMPLE, TIMESTEP, table))
+    assert all(np.array_equal(toy.inputs("table", i)[0], rows) for i in range(3))
+
+
 def test_symbols_are_learned_from_given_arrays() -> None:
     spec = TensorSpec("image", "float32", ("batch", "frames", 2))
     arrays = {"image": np.zeros((3, 2, 7, 2), np.float32)}
@@ -284,6 +333,32 @@ def test_guidance_of_one_is_a_single_call() -> None:
     assert SelfSampling(replace(OPTIONS, guidance=1.0), signature()).calls() == 15
 
 
+@pytest.mark.parametrize("steps", [1, 2, 20])
+def test_growth_without_bound_is_told(steps: int) -> None:
+    """A model of clean predictions, read as if it predicted the noise."""
+    options = replace(OPTIONS, steps=steps, schedule="cosine", spacing="trailing")
+    source = SelfSampling(options, signature())
+    assert source.divergence() is None
+    source.drive(lambda call: np.zeros_like(call.inputs["sample"]))
+    said = source.divergence() or ""
+    assert "check that --sampler, --prediction and --schedule" in said
+    assert f"step {steps - 1})" in said
+    source.drive(lambda call: call.inputs["sample"])  # The noise itself: nothing is left of it.
+    assert source.divergence() is None
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "flow", "edm"])
+def test_bounded_trajectories_are_not_told(sampler: str) -> None:
+    """Negative control: a model that predicts right for data of unit scale."""
+    timestep = replace(TIMESTEP, dtype="float32")
+    options = replace(OPTIONS, sampler=sampler, steps=20)
+    source = SelfSampling(options, signature(SAMPLE, timestep, TEXT))
+    # The best guess of normal noise, or of the velocity away from normal data, is a share of x.
+    share = {"ddim": 0.9, "flow": 0.4, "edm": 0.0}[sampler]
+    source.drive(lambda call: np.float32(share) * call.inputs["sample"])
+    assert source.divergence() is None
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_diverging_trajectory_is_reported_with_its_step(bad: float) -> None:
     source = SelfSampling(OPTIONS, signature())
@@ -330,7 +405,8 @@ def test_wrong_options_are_refused(options: Mapping[str, Any], message: str) -> 
         ({"uncond_text": np.ones((1, 5))}, "--inputs: 'uncond_text' is float64"),
         ({"text": np.ones((0, 1, 5), np.float32)}, "'text' has no rows"),
         ({"text": np.ones(5, np.float32)}, r"--inputs: 'text' has shape \[5\]"),
-        ({"text": np.ones((2, 5), np.float32)}, "dimension 'batch' is 1 in --shapes 'sample' but"),
+        ({"text": np.ones((0, 5), np.float32)}, "'text' has no rows"),
+        ({"text": np.ones((2, 6), np.float32)}, r"--inputs: 'text' has shape \[1, 6\]"),
         ({"text": np.full((1, 5), np.nan, np.float32)}, "'text' holds NaN or Inf"),
     ],
 )

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from qvd_trt.export.errors import UserError
-from qvd_trt.tools.cli.common import EXIT_OK, command_parser, print_report, run_command, say
+from qvd_trt.tools.cli.common import (
+    EXIT_OK,
+    command_parser,
+    drop_stdout,
+    print_report,
+    read_besides,
+    run_command,
+    say,
+)
 from qvd_trt.tools.cli.recipe import parse_arguments
 from qvd_trt.tools.engine.tensorrt_install import (
     Runtime,
@@ -159,13 +167,14 @@ def read_request(options: argparse.Namespace) -> BuildRequest:
     Raises:
         UserError: One cannot be parsed, or two do not go together.
     """
+    from qvd_trt.export.atomic_files import beside
     from qvd_trt.tools.engine.build_plan import BuildRequest
     from qvd_trt.tools.engine.shape_ranges import parse_shape_range
 
     plugin = options.plugin
     request = BuildRequest(
         model=options.model,
-        output=options.output or options.model.with_suffix(".engine"),
+        output=options.output or beside(options.model, ".engine"),
         runtime=options.runtime,
         dtype=options.dtype,
         shapes=tuple(map(parse_shape_range, options.shapes)),
@@ -178,6 +187,7 @@ def read_request(options: argparse.Namespace) -> BuildRequest:
         cublas=not options.no_cublas,
         implicit=options.implicit,
         compute_capabilities=_parse_capabilities(options.ahead_of_time),
+        also_read=read_besides(options.recipe),
     )
     _check_tensorrt_version(options)
     return request
@@ -259,7 +269,7 @@ def _main(options: argparse.Namespace) -> int:
         return _print_trtexec(options, request)
     report = run(request)
     say(NAME, notes=report.notes, warnings=report.warnings)
-    print_report(report, options, print_summary)
+    print_report(NAME, report, options, print_summary)
     return EXIT_OK
 
 
@@ -268,7 +278,11 @@ def _print_trtexec(options: argparse.Namespace, request: BuildRequest) -> int:
 
     command, warnings = equivalent_command(request, *_asked_tensorrt(options))
     say(NAME, warnings=warnings)
-    print(command)
+    try:
+        print(command, flush=True)
+    except OSError:
+        drop_stdout()
+        raise
     return EXIT_OK
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.filesize import decimal
 
-from qvd_trt.tools.cli.display import print_labelled, print_table
+from qvd_trt.tools.cli.display import SummaryConsole, print_labelled, print_table
 from qvd_trt.tools.engine.build_engine import BuildReport
 from qvd_trt.tools.engine.node_precision import READS_CODEBOOK, NodePrecision
 from qvd_trt.tools.engine.tensorrt_install import parse_version, product_label
@@ -21,7 +20,7 @@ def print_summary(report: BuildReport, *, verbose: bool) -> None:
 
     Lines are not wrapped, so that they can be searched in a log.
     """
-    console = Console()
+    console = SummaryConsole()
     print_labelled(console, _rows(report))
     if verbose:
         nodes = [("node", "operator", "runs in", "reason")]

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import signal
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+import threading
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from qvd_trt.export.errors import UserError
 
-EXIT_OK, EXIT_LIMIT, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_LIMIT, EXIT_USER_ERROR, EXIT_CRASH, EXIT_INTERRUPTED = 0, 1, 2, 70, 130
+"""70 is EX_SOFTWARE of sysexits.h; a signal's code is 128 and its number, as shells count."""
+
+TRACEBACK = "QVD_TRACEBACK"
+"""Environment variable that asks for the traceback of a crash."""
+
 PROVIDERS = ("cpu", "cuda")
 
 
@@ -102,6 +112,11 @@ def read_providers(options: argparse.Namespace) -> tuple[str, ...]:
     return CUDA if options.provider == "cuda" else CPU
 
 
+def read_besides(*paths: Path | None) -> tuple[Path, ...]:
+    """Files that a request was made from and does not name; no output may replace them."""
+    return tuple(path for path in paths if path is not None)
+
+
 def known(option: str, name: str | None, names: Collection[str]) -> str | None:
     """The name, or None when the option was not given.
 
@@ -113,37 +128,125 @@ def known(option: str, name: str | None, names: Collection[str]) -> str | None:
     return name
 
 
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP; like Ctrl-C it unwinds the stack, so that scratch folders go."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 def run_command(name: str, body: Callable[[], int]) -> int:
-    """Run a command's body; what a user can mend becomes one line on stderr and exit code 2."""
+    """Run a command's body and give the exit code; whatever stops it is one line on stderr.
+
+    What a user can mend is code 2, a signal its own, and all else a bug of this program: code 70.
+    """
+    _mend_streams()
     try:
-        return body()
+        with _heeding_signals():
+            return body()
     except UserError as error:
-        return _refuse(name, str(error))
+        return _end(name, f"error: {error}", EXIT_USER_ERROR)
     except OSError as error:
-        return _refuse(name, f"{error}; check the path, its permissions and the free space")
+        _show_traceback()
+        mend = "check the path, its permissions and the free space"
+        return _end(name, f"error: {error}; {mend}", EXIT_USER_ERROR)
+    except MemoryError as error:
+        _show_traceback()
+        mend = "give fewer or smaller calls, or a machine with more"
+        return _end(name, f"error: out of memory ({error}); {mend}", EXIT_USER_ERROR)
+    except Stopped as stop:
+        return _end(name, f"stopped by {signal.Signals(stop.number).name}", 128 + stop.number)
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return _end(name, "interrupted", EXIT_INTERRUPTED)
+    except Exception as error:
+        _show_traceback()
+        line = f"error: this is a bug of {name}, please report it: {type(error).__name__}: {error}"
+        return _end(name, f"{line} ({TRACEBACK}=1 shows the traceback)", EXIT_CRASH)
 
 
-def _refuse(name: str, message: str) -> int:
-    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
-    return EXIT_USER_ERROR
+def _end(name: str, message: str, code: int) -> int:
+    _tell(f"{name}: {' '.join(message.split())}")
+    return code
+
+
+def _show_traceback() -> None:
+    if os.environ.get(TRACEBACK, "0") not in ("", "0"):
+        _tell(traceback.format_exc().rstrip("\n"))
+
+
+def _tell(text: str) -> None:
+    """Write to stderr; that nobody reads it changes nothing of what was done."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _mend_streams() -> None:
+    """Let stdout take any file name, and be there where the caller closed it."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def _heeding_signals() -> Iterator[None]:
+    """Turn the signals that end a process into an exception.
+
+    What the caller ignores, as nohup does SIGHUP, stays ignored.
+    """
+
+    def stop(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # A second one would stop the cleaning up.
+        raise Stopped(number)
+
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, stop)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def say(name: str, *, notes: Iterable[str] = (), warnings: Iterable[str] = ()) -> None:
     """Print notes and warnings to stderr, a line each."""
     for note in notes:
-        print(f"{name}: note: {note}", file=sys.stderr)
+        _tell(f"{name}: note: {note}")
     for warning in warnings:
-        print(f"{name}: warning: {warning}", file=sys.stderr)
+        _tell(f"{name}: warning: {warning}")
 
 
 def print_report(
-    report: AnyReport, options: argparse.Namespace, print_summary: PrintSummary[AnyReport]
+    name: str,
+    report: AnyReport,
+    options: argparse.Namespace,
+    print_summary: PrintSummary[AnyReport],
 ) -> None:
-    """Print a report as ``--json`` and ``--verbose`` ask for."""
-    if options.json:
-        print(report.to_json())
-    else:
-        print_summary(report, verbose=options.verbose)
+    """Print a report as ``--json`` and ``--verbose`` ask for.
+
+    The job is done and its files are written: a stdout that is closed or full is a warning alone.
+    """
+    try:
+        if options.json:
+            print(report.to_json())
+        else:
+            print_summary(report, verbose=options.verbose)
+        sys.stdout.flush()
+    except OSError as error:
+        drop_stdout()
+        say(name, warnings=[f"done, but stdout takes no more of the summary: {error}"])
+
+
+def drop_stdout() -> None:
+    """Send what is still to be written to stdout nowhere, so that the exit does not fail on it."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

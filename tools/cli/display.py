@@ -24,6 +24,14 @@ SPEED_PERIOD = 3600.0
 """Seconds over which the speed is averaged; one call of a large model may take minutes."""
 
 
+class SummaryConsole(Console):
+    """A console on stdout that raises when its reader is gone, where rich would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise on the error that is being handled."""
+        raise
+
+
 def print_labelled(
     console: Console, rows: Sequence[tuple[str, Sequence[str]]], *, wrap: bool = False
 ) -> None:

@@ -27,6 +27,7 @@ from qvd_trt.tools.cli.common import (
     command_parser,
     known,
     print_report,
+    read_besides,
     read_providers,
     run_command,
     say,
@@ -218,14 +219,17 @@ def read_request(options: argparse.Namespace) -> QuantizeRequest:
         keep=tuple(options.keep),
         min_sqnr=options.min_sqnr,
         providers=read_providers(options),
+        also_read=read_besides(options.recipe, options.inputs),
     )
 
 
 def _default_output(options: argparse.Namespace, bits: Bits) -> Path:
+    from qvd_trt.export.atomic_files import beside
+
     model: Path = options.model
     if options.plan is not None:
         bits = load_plan(options.plan).bits
-    return model.with_suffix(f".{bits}.onnx")
+    return beside(model, f".{bits}.onnx")
 
 
 def _check_plan_alone(options: argparse.Namespace) -> None:
@@ -261,10 +265,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     from qvd_trt.tools.cli.export_summary import print_summary
+    from qvd_trt.tools.quantize_request import defaults_warning
 
-    report = run(read_request(options))
-    say(NAME, warnings=report.warnings)
-    print_report(report, options, print_summary)
+    request = read_request(options)
+    # Before the hours that it is about.
+    early = [warning for warning in [defaults_warning(request)] if warning is not None]
+    say(NAME, warnings=early)
+    report = run(request)
+    say(NAME, warnings=[warning for warning in report.warnings if warning not in early])
+    print_report(NAME, report, options, print_summary)
     return EXIT_OK
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from rich.console import Console
 from rich.filesize import decimal
 
-from qvd_trt.tools.cli.display import print_labelled, print_table
+from qvd_trt.tools.cli.display import SummaryConsole, print_labelled, print_table
 from qvd_trt.tools.quantize_report import QuantizationReport
 
 REASONS_SHOWN = 8
@@ -18,7 +18,7 @@ def print_summary(report: QuantizationReport, *, verbose: bool) -> None:
 
     Lines are wrapped on a terminal only, so that they can be searched in a log.
     """
-    console = Console()
+    console = SummaryConsole()
     print_labelled(console, _rows(report), wrap=True)
     if verbose:
         _print_kept(console, report)

@@ -16,6 +16,7 @@ from qvd_trt.tools.cli.common import (
     add_model_options,
     command_parser,
     print_report,
+    read_besides,
     read_providers,
     run_command,
     say,
@@ -188,6 +189,8 @@ def read_request(options: argparse.Namespace) -> ValidationRequest:
         recordings=RecordingPaths(
             options.save_inputs, options.save_outputs, options.save_raw, options.raw_int32
         ),
+        report=options.report,
+        also_read=read_besides(options.recipe, options.inputs),
     )
 
 
@@ -258,7 +261,7 @@ def _main(options: argparse.Namespace) -> int:
     if options.report is not None:
         write_atomically(options.report, report.to_json().encode())
     say(NAME, warnings=report.warnings)
-    print_report(report, options, print_summary)
+    print_report(NAME, report, options, print_summary)
     return _limits_code(report)
 
 

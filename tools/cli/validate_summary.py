@@ -8,7 +8,7 @@ from statistics import fmean
 from rich.console import Console
 from rich.text import Text
 
-from qvd_trt.tools.cli.display import print_table
+from qvd_trt.tools.cli.display import SummaryConsole, print_table
 from qvd_trt.tools.validation.report import (
     COMPARISONS,
     CallErrors,
@@ -25,7 +25,7 @@ def print_summary(report: ValidationReport, *, verbose: bool) -> None:
 
     ``verbose`` adds every call, and every state of a free run.
     """
-    console = Console()
+    console = SummaryConsole()
     rows = [[name, file] for name, file in report.models.items()]
     if report.calibration is not None:
         rows.append(["calls", report.calibration])

@@ -88,9 +88,14 @@ class GraphDenoiser(ABC):
         return DenoiserOutput(prediction) if return_dict else (prediction,)
 
     @contextmanager
-    def cache_context(self, name: str) -> Iterator[None]:
-        """Do nothing; pipelines enter it around calls of models that cache."""
-        del name
+    def cache_context(self, name: str, **state: object) -> Iterator[None]:
+        """Do nothing; pipelines enter it around calls of models that cache.
+
+        Args:
+            name: Of the call: ``cond``, ``uncond``, ...
+            **state: What else a pipeline tells a cache, such as the step.
+        """
+        del name, state
         yield
 
     @abstractmethod

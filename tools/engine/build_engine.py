@@ -9,7 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from qvd_trt.export.atomic_files import existing_folder, json_text, written_together
+from qvd_trt.export.atomic_files import (
+    beside,
+    existing_folder,
+    json_text,
+    not_a_file,
+    refuse_overwriting,
+    written_together,
+)
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.passes.insert_htdq import HTDQ_OP
 from qvd_trt.export.progress import SILENT, Progress
@@ -117,10 +124,11 @@ def build_engine(request: BuildRequest, progress: Progress = SILENT) -> BuildRep
             fails. Nothing is written then.
     """
     model = read_onnx(request.model)
-    _check_output(request)
+    _check_output(request, model)
     install = find_tensorrt(request.runtime)
     _check_capabilities(request, install)
     plan = plan_build(request, model, install.kind, install.version)
+    refuse_overwriting(_outputs(request), [plan.plugin])
     with ExitStack() as temporary:
         if request.implicit:
             space = TemporaryDirectory(prefix=".qvd-build-", dir=existing_folder(request.output))
@@ -137,7 +145,7 @@ def build_engine(request: BuildRequest, progress: Progress = SILENT) -> BuildRep
 
 def report_path(engine: Path) -> Path:
     """Where the report of an engine lies."""
-    return engine.with_suffix(".build.json")
+    return beside(engine, ".build.json")
 
 
 def equivalent_command(
@@ -148,7 +156,9 @@ def equivalent_command(
     Raises:
         UserError: The request, the file and that TensorRT do not go together.
     """
-    plan = plan_build(request, read_onnx(request.model), kind, version)
+    model = read_onnx(request.model)
+    plan = plan_build(request, model, kind, version)
+    refuse_overwriting(_outputs(request), [*model.files, plan.plugin, *request.also_read])
     if request.implicit:
         raise UserError(
             "--print-trtexec: trtexec cannot read the ranges of an --implicit build; build it with "
@@ -205,25 +215,27 @@ def _is_htdq_plugin(layer: EngineLayer, htdq_nodes: Sequence[str]) -> bool:
     return layer.is_plugin and (HTDQ_OP in layer.raw or bool({*htdq_nodes} & {*layer.onnx_nodes}))
 
 
-def _check_output(request: BuildRequest) -> None:
-    """Refuse before the build what would fail after it."""
-    taken = {request.model.absolute(): "the model itself"}
-    written = (
+def _outputs(request: BuildRequest) -> tuple[tuple[str, Path | None], ...]:
+    """Every file that a build writes, with the option that names it."""
+    return (
         ("--output", request.output),
+        ("the report of --output", report_path(request.output)),
         ("--timing-cache", request.timing_cache),
         ("--log", request.log),
     )
-    for option, path in written:
+
+
+def _check_output(request: BuildRequest, model: OnnxFile) -> None:
+    """Refuse before the build what would fail after it, or would replace what it reads."""
+    for option, path in _outputs(request):
         if path is None:
             continue
-        if path.absolute() in taken:
-            raise UserError(f"{option} is {taken[path.absolute()]}; name another file")
-        taken[path.absolute()] = f"the file of {option}, too"
-        if path.is_dir():
-            raise UserError(f"{option} {path} is a folder; name a file")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{option} {path} {not_a_file(path)}; name a file")
         folder = existing_folder(path)
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
             raise UserError(f"{option} {path}: {folder} is not a folder that can be written to")
+    refuse_overwriting(_outputs(request), [*model.files, request.plugin, *request.also_read])
 
 
 def _check_capabilities(request: BuildRequest, install: TensorRTInstall) -> None:

@@ -44,6 +44,7 @@ class BuildRequest:
         implicit: Whether TensorRT 8 gets the scales as dynamic ranges instead of Q/DQ.
         compute_capabilities: GPU generations of a TensorRT-RTX engine, such as ``8.9``; empty for
             TensorRT-RTX's default.
+        also_read: Files that the request was made from, such as a recipe; never overwritten.
     """
 
     model: Path
@@ -60,6 +61,7 @@ class BuildRequest:
     cublas: bool = True
     implicit: bool = False
     compute_capabilities: tuple[str, ...] = ()
+    also_read: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,18 @@
 """One build in a process of its own.
 
-``python -m qvd_trt.tools.engine.compile_process PLAN ANSWER`` is the child: it reads a pickled
-``BuildPlan`` and writes a pickled ``CompileAnswer``. A failure inside of TensorRT may end it; no
-answer is written then. The parent turns what went wrong into one line.
+``python -m qvd_trt.tools.engine.compile_process PLAN ANSWER PARENT`` is the child: it reads a
+pickled ``BuildPlan``, writes a pickled ``CompileAnswer``, and ends when the process PARENT does. A
+failure inside of TensorRT may end it; no answer is written then. The parent turns what went wrong
+into one line.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +30,7 @@ from qvd_trt.tools.engine.compiler import (
 from qvd_trt.tools.engine.tensorrt_install import product_label
 
 _OUTPUT_SHOWN = 2000
+_PR_SET_PDEATHSIG = 1
 
 
 def compile_in_child(plan: BuildPlan, timeout_s: float | None = None) -> CompileAnswer:
@@ -42,7 +48,7 @@ def compile_in_child(plan: BuildPlan, timeout_s: float | None = None) -> Compile
         child = subprocess.run(
             [
                 *(sys.executable, "-m", "qvd_trt.tools.engine.compile_process"),
-                *(str(plan_file), str(answer_file)),
+                *(str(plan_file), str(answer_file), str(os.getpid())),
             ],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -65,7 +71,8 @@ def compile_in_child(plan: BuildPlan, timeout_s: float | None = None) -> Compile
 
 def main(arguments: Sequence[str]) -> None:
     """The child: run the build that a file describes."""
-    plan_file, answer_file = map(Path, arguments)
+    plan_file, answer_file = map(Path, arguments[:2])
+    end_with(int(arguments[2]))
     plan: BuildPlan = pickle.loads(plan_file.read_bytes())
     try:
         answer = compile_plan(plan)
@@ -74,6 +81,14 @@ def main(arguments: Sequence[str]) -> None:
     except Exception as error:  # the bindings raise what they like, a traceback helps nobody
         answer = CompileAnswer(failed="build", errors=(f"{type(error).__name__}: {error}",))
     answer_file.write_bytes(pickle.dumps(answer))
+
+
+def end_with(parent: int) -> None:
+    """Have the kernel end this process when its parent is gone, however that ended (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # It was gone before the kernel was asked.
+        sys.exit(1)
 
 
 def _named(plan: BuildPlan) -> Path:

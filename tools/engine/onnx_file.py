@@ -9,8 +9,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from qvd_trt.export.atomic_files import not_a_file
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.values import stored_value
+from qvd_trt.export.model_file import model_files
 from qvd_trt.export.passes.insert_htdq import HTDQ_DOMAIN, HTDQ_OP, HTDQ_SUFFIX
 
 Dim = int | str
@@ -65,6 +67,7 @@ class OnnxFile:
         has_softmax: Whether it has a Softmax, and so attention.
         htdq: How it carries HTDQ.
         htdq_nodes: Names of the HTDQ nodes.
+        files: The file, and those of its external weights.
     """
 
     path: Path
@@ -76,6 +79,7 @@ class OnnxFile:
     has_softmax: bool
     htdq: HtdqUse
     htdq_nodes: tuple[str, ...]
+    files: tuple[Path, ...] = ()
 
 
 def read_onnx(path: Path) -> OnnxFile:
@@ -85,7 +89,7 @@ def read_onnx(path: Path) -> OnnxFile:
         UserError: The file is missing or is not an ONNX model.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist or is not a file; name an ONNX model")
+        raise UserError(f"{path} {not_a_file(path)}; name an ONNX model")
     try:
         model = ir.load(path)
     except OSError:
@@ -113,6 +117,7 @@ def read_onnx(path: Path) -> OnnxFile:
         has_softmax=any(node.op_type == "Softmax" for node in graph),
         htdq=use if htdq_nodes else HtdqUse.NONE,
         htdq_nodes=htdq_nodes,
+        files=model_files(path, model),
     )
 
 

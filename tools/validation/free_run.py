@@ -39,7 +39,7 @@ def run_free(
     signature: ModelSignature,
     options: SelfSamplingOptions,
     progress: Progress,
-) -> FreeRunReport:
+) -> tuple[FreeRunReport, tuple[str, ...]]:
     """Sample with each model in turn and compare the states after every step.
 
     The states of the reference models are kept on disk, so that memory does not grow with the
@@ -52,6 +52,9 @@ def run_free(
         options: How to sample.
         progress: Shown one unit per call.
 
+    Returns:
+        The report, and warnings for the user.
+
     Raises:
         UserError: an option does not fit, or a model's trajectory becomes NaN or Inf.
     """
@@ -60,6 +63,7 @@ def run_free(
     # References first: the others are compared with them while they run.
     order = sorted(models, key=lambda name: (name not in references, _depth(name, comparisons)))
     results = _Results()
+    warnings: list[str] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qvd-")))
         advance = stack.enter_context(progress.step("free run", source.calls() * len(models)))
@@ -90,7 +94,9 @@ def run_free(
                 source.drive(denoise)
             except UserError as error:
                 raise UserError(f"free run of {name}: {error}") from error
-    return results.report(source.describe(), source.sampler)
+            if (diverged := source.divergence()) is not None:
+                warnings.append(f"free run of {name}: {diverged}")
+    return results.report(source.describe(), source.sampler), tuple(warnings)
 
 
 class _ObservedModel:

@@ -14,7 +14,7 @@ from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
 from qvd_trt.export.arrays import Float32Array
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.signature import ModelSignature, read_signature
-from qvd_trt.export.model_file import load_model, save_model
+from qvd_trt.export.model_file import load_model, model_files, save_model
 from qvd_trt.export.ort_session import open_session, run_session
 from qvd_trt.export.passes.precision.lower_precision import LowerPrecision
 from qvd_trt.export.passes.prepare import Prepare
@@ -192,11 +192,18 @@ def open_models(request: ValidationRequest, stack: ExitStack) -> ModelSet:
     """Open all models of a request; ``stack`` closes them and removes the lowered copies.
 
     Raises:
-        UserError: a model cannot be loaded or does not belong to the others.
+        UserError: a model cannot be loaded or does not belong to the others, or a file to write
+            would replace one to read.
     """
     names = request.timestep_input, request.latent_input
     float_model, signature = read_model_signature(request.float_model, *names)
     qdq_model, qdq_signature = read_model_signature(request.qdq_model, *names)
+    request.check_outputs(
+        [
+            *model_files(request.float_model, float_model),
+            *model_files(request.qdq_model, qdq_model),
+        ]
+    )
     check_same_interface(signature, qdq_signature, request.qdq_model, request.float_model)
     if not any(node.op_type == "DequantizeLinear" for node in qdq_model.graph):
         raise UserError(

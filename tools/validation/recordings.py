@@ -14,7 +14,7 @@ import numpy as np
 
 from qvd_trt.calibrators.sources.calls import DenoiserCall
 from qvd_trt.export.arrays import AnyArray
-from qvd_trt.export.atomic_files import written_together
+from qvd_trt.export.atomic_files import require_writable, written_together
 from qvd_trt.export.errors import UserError
 from qvd_trt.tools.engine.array_cast import cast_exactly
 from qvd_trt.tools.validation.report import ENGINE, FLOAT, QDQ
@@ -39,6 +39,20 @@ class RecordingPaths:
     raw: Path | None = None
     raw_int32: bool = False
 
+    def check_raw(self) -> None:
+        """Refuse a place for raw arrays that is no new or empty folder.
+
+        Raises:
+            UserError: naming it.
+        """
+        if self.raw is None:
+            return
+        if self.raw.exists() and not self.raw.is_dir():
+            raise UserError(f"--save-raw: {self.raw} is no folder; give a new one")
+        if self.raw.exists() and any(self.raw.iterdir()):
+            raise UserError(f"--save-raw: {self.raw} is not empty; give a new folder")
+        require_writable(self.raw)
+
 
 class Recorder:
     """Writes call by call; JSON files appear whole when the ``with`` block ends without error."""
@@ -51,10 +65,9 @@ class Recorder:
             output: Name of the prediction.
 
         Raises:
-            UserError: the folder for raw arrays is not empty.
+            UserError: the folder for raw arrays is no folder, or not empty.
         """
-        if paths.raw is not None and paths.raw.exists() and any(paths.raw.iterdir()):
-            raise UserError(f"--save-raw: {paths.raw} is not empty; give a new folder")
+        paths.check_raw()
         self._paths = paths
         self._output = output
         self._spools: dict[str, IO[str]] = {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
+from qvd_trt.export.atomic_files import not_a_file, refuse_overwriting, require_writable
+from qvd_trt.export.errors import UserError
 from qvd_trt.export.ort_session import CPU
 from qvd_trt.tools.engine.tensorrt_install import Runtime
 from qvd_trt.tools.validation.recordings import RecordingPaths
@@ -46,6 +49,8 @@ class ValidationRequest:
         providers: ONNX Runtime execution providers, first choice first.
         limits: What must hold.
         recordings: Which files to write for other tools.
+        report: Where the caller will write the report; checked like the recordings.
+        also_read: Files that the request was made from, such as a recipe; never overwritten.
     """
 
     float_model: Path
@@ -63,3 +68,37 @@ class ValidationRequest:
     providers: tuple[str, ...] = CPU
     limits: Limits = field(default_factory=Limits)
     recordings: RecordingPaths = field(default_factory=RecordingPaths)
+    report: Path | None = None
+    also_read: tuple[Path, ...] = ()
+
+    def check_outputs(self, model_files: Iterable[Path] = ()) -> None:
+        """Refuse outputs that cannot be written, or that would replace an input or each other.
+
+        Args:
+            model_files: The files of the two ONNX models, external weights among them.
+
+        Raises:
+            UserError: naming the option and the file.
+        """
+        files = (
+            ("--report", self.report),
+            ("--save-inputs", self.recordings.inputs),
+            ("--save-outputs", self.recordings.outputs),
+        )
+        refuse_overwriting(
+            [*files, ("--save-raw", self.recordings.raw)],
+            [
+                *(self.float_model, self.qdq_model, *model_files),
+                *(self.engine, self.float_engine, self.plugin),
+                *self.engine_outputs,
+                *self.calibration,
+                *self.also_read,
+            ],
+        )
+        for option, path in files:
+            if path is None:
+                continue
+            if path.exists() and not path.is_file():
+                raise UserError(f"{option} {path} {not_a_file(path)}; name a file")
+            require_writable(path)
+        self.recordings.check_raw()

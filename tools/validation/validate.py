@@ -125,6 +125,11 @@ def _free_run(
     if request.sampling is None:
         return None, ()
     warnings = []
+    if (defaults := request.sampling.defaults_used()) is not None:
+        warnings.append(
+            "--free-run samples with default settings, which may not be those the model was "
+            f"trained for: {defaults}; give --sampler, --prediction and --schedule"
+        )
     if drawn:
         warnings.append(
             f"inputs drawn at random: {', '.join(drawn)}; give real ones with --inputs FILE.npz"
@@ -132,7 +137,7 @@ def _free_run(
     models = opened.running()
     if opened.recorded is not None:
         warnings.append("--free-run leaves the engine out: recorded outputs cannot be sampled with")
-    report = run_free(
+    report, found = run_free(
         models, opened.comparisons(models), opened.signature, request.sampling, progress
     )
-    return report, tuple(warnings)
+    return report, (*warnings, *found)

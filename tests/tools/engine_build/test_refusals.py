@@ -40,9 +40,15 @@ LIBRARY = ("--plugin", "lib.so")
         (["rtx.onnx", *SHAPES, "--tensorrt-version", "10"], "goes with --print-trtexec"),
         (["rtx.onnx", *SHAPES, "-o", "."], "--output . is a folder"),
         (["rtx.onnx", *SHAPES, "--timing-cache", "."], "--timing-cache . is a folder"),
-        (["rtx.onnx", *SHAPES, "-o", "rtx.onnx"], "--output is the model itself"),
-        (["rtx.onnx", *SHAPES, "--log", "rtx.onnx"], "--log is the model itself"),
-        (["rtx.onnx", *SHAPES, "-o", "x", "--log", "x"], "--log is the file of --output, too"),
+        (
+            ["rtx.onnx", *SHAPES, "-o", "rtx.onnx"],
+            "--output rtx.onnx would overwrite the input",
+        ),
+        (
+            ["rtx.onnx", *SHAPES, "--log", "rtx.onnx"],
+            "--log rtx.onnx would overwrite the input",
+        ),
+        (["rtx.onnx", *SHAPES, "-o", "x", "--log", "x"], "--log x is the file of --output, too"),
         (["rtx.onnx", *SHAPES, "--log", "."], "--log . is a folder"),
         (["rtx.onnx", *SHAPES, "-o", "lib.so/x.engine"], "lib.so is not a folder that can be"),
         (["rtx.onnx", *SHAPES, "--timing-cache", "lib.so/t"], "lib.so is not a folder that can be"),
