@@ -130,7 +130,6 @@ TARGETS: dict[str, TargetProfile] = {
             float_types=(FloatType.FP32, FloatType.FP16),
             low_precision_scales=False,
             weight_form=WeightForm.INT8,
-            htdq_form=HtdqForm.FUNCTION,
             foreign_operators=True,
             htdq_forms=(HtdqForm.FUNCTION, HtdqForm.INLINE),
         ),
