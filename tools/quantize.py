@@ -70,16 +70,17 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> Quantizat
         calibration = _statistics(request, model, sites, progress)
     with clock.measure("solve"):
         plan = given or _make_plan(solving, model, sites, calibration.stats, progress)
-    with clock.measure("measure"):
-        held_out = () if calibration.stats is None else calibration.stats.held_out
-        scores = measure(model, plan, held_out, progress)
+    held_out = () if calibration.stats is None else calibration.stats.held_out
     with written_together(request.output) as staged:
         with clock.measure("write"), progress.step("write", None):
             emitted = apply_plan(model, plan, request.apply)
             written = save_model(emitted, staged, external=model.has_external_data or None)
+            del emitted
             if not same_file(request.plan, plan_path(request.output)):
                 save_plan(plan, plan_path(staged))
             quantized_bytes = sum(file.stat().st_size for file in written)
+        with clock.measure("measure"):
+            scores = measure(staged, held_out, progress)
         report = _report(
             request, model, sites, plan, calibration, scores, quantized_bytes, clock.seconds
         )
