@@ -144,6 +144,11 @@ def solve(
     )
 
 
+def constant_inputs(stats: ActivationStats) -> frozenset[str]:
+    """Names of the graph inputs that had one value in all elements of all calls."""
+    return frozenset(name for name, (low, high) in stats.input_ranges.items() if low == high)
+
+
 def never_exercised(site: Site, stats: ActivationStats) -> bool:
     """Whether every channel of a dense site had one value in all calls: no scale follows then."""
     found = stats.sites.get(site.tensor)

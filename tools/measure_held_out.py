@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from qvd_trt.calibrators.statistics.activation_stats import HeldOutCall
+from qvd_trt.export.arrays import Float32Array
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.metrics import sqnr
 from qvd_trt.export.ort_session import run_session
@@ -58,7 +59,7 @@ def _scores(
     return tuple(scores)
 
 
-def _refuse_not_finite(call: HeldOutCall, prediction: np.ndarray) -> None:  # type: ignore[type-arg]
+def _refuse_not_finite(call: HeldOutCall, prediction: Float32Array) -> None:
     where = f"holds NaN or Inf on the held-out call at timestep {call.timestep:g}"
     if not np.isfinite(call.prediction).all():
         raise UserError(

@@ -45,8 +45,7 @@ def quantized_groups(graph: ir.Graph) -> list[set[ir.Node]]:
 
 
 def layers_behind(group: Set[ir.Node]) -> set[ir.Node]:
-    """Find the layers that read what a group gives, such as those of which only the weight is
-    quantized."""
+    """Find the layers that read what a group gives, those with a float input among them."""
     found: set[ir.Node] = set()
     stack = [user for node in group for user in node.outputs[0].consumers()]
     while stack:
