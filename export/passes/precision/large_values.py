@@ -33,25 +33,38 @@ def around_large(graph: ir.Graph, names: Set[str]) -> set[ir.Node]:
     if not names:
         return set()
     mapped = _mapped_activations(graph)
-    large: set[ir.Value] = {value for value in graph.inputs if value.name in names}
+    large = {value for value in graph.inputs if value.name in names}
+    large |= {output for node in graph for output in node.outputs if output.name in names}
+    _add_before_bias(graph, large)
     found: set[ir.Node] = set()
     for node in graph:
         reads = any(value in large for value in node.inputs if value is not None)
-        writes = any(output.name in names for output in node.outputs)
-        if not reads and not writes:
+        if not reads and large.isdisjoint(node.outputs):
             continue
         found.add(node)
-        large.update(output for output in node.outputs if output.name in names)
-        if reads and (node in mapped or (node.op_type in _SAME_VALUES and not node.domain)):
-            large.update(node.outputs)
-        if reads and node.op_type == "Mul" and _gates(node, large):
+        hands_on = node in mapped or node.op_type in _SAME_VALUES or _gates(node, large)
+        if reads and hands_on and not node.domain:
             large.update(node.outputs)
     return found
 
 
+def _add_before_bias(graph: ir.Graph, large: set[ir.Value]) -> None:
+    """Add what only a constant is added to: a bias, perhaps one that the plan put there."""
+    for node in reversed(list(graph)):
+        if node.op_type not in ("Add", "Sub") or node.outputs[0] not in large:
+            continue
+        computed = [v for v in node.inputs if v is not None and not _is_constant(v)]
+        if len(computed) == 1 and len(computed[0].uses()) == 1:
+            large.add(computed[0])
+
+
+def _is_constant(value: ir.Value) -> bool:
+    return not value.is_graph_input() and ir.convenience.get_const_tensor(value) is not None
+
+
 def _gates(node: ir.Node, large: Set[ir.Value]) -> bool:
-    """Whether a product of large values with Sigmoid, Softmax...: it is as large, not measured."""
-    return any(
+    """Whether large values are multiplied with Sigmoid, Softmax...: as large, and not measured."""
+    return node.op_type == "Mul" and any(
         value is not None
         and value not in large
         and (producer := value.producer()) is not None
