@@ -16,7 +16,6 @@ from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
 from qvd_trt.calibrators.temporal.solve_temporal_site import solve_temporal_site
 from qvd_trt.export.arrays import AnyArray, Float32Array
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.passes.precision.measured_tensors import beyond_fp16
 from qvd_trt.export.plan.fold_math import canonical_weight
 from qvd_trt.export.plan.quant_plan import (
     FLOAT_BITS,
@@ -26,6 +25,7 @@ from qvd_trt.export.plan.quant_plan import (
     QuantPlan,
     TemporalPlan,
 )
+from qvd_trt.export.plan.scale_math import beyond_fp16
 from qvd_trt.export.plan.site_types import (
     MIN_ROWS_PER_CALL,
     GraphSites,

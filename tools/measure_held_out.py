@@ -11,16 +11,51 @@ import numpy as np
 import onnxruntime as ort
 
 from qvd_trt.calibrators.statistics.activation_stats import HeldOutCall
+from qvd_trt.export.apply_plan import ApplyOptions, apply_plan
 from qvd_trt.export.arrays import Float32Array
 from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.metrics import sqnr
+from qvd_trt.export.model_file import save_model
 from qvd_trt.export.ort_session import run_session
+from qvd_trt.export.plan.quant_plan import QuantPlan
 from qvd_trt.export.progress import SILENT, Progress
+from qvd_trt.export.targets import TARGETS, FloatType
 from qvd_trt.tools.emulated_session import open_emulated
 from qvd_trt.tools.quantize_report import HeldOutScore
 
+REFERENCE = ApplyOptions(TARGETS["ort"], FloatType.FP32)
+"""float32 around the Q/DQ nodes."""
+
 
 def measure(
+    model: FloatModel,
+    plan: QuantPlan,
+    calls: Sequence[HeldOutCall],
+    progress: Progress = SILENT,
+    options: ApplyOptions = REFERENCE,
+) -> tuple[HeldOutScore, ...]:
+    """As :func:`measure_file`, of the file that a plan becomes with these options.
+
+    Args:
+        model: The float model.
+        plan: Its plan.
+        calls: Inputs and float predictions.
+        progress: Shown one unit per call.
+        options: Target and type of the file.
+
+    Raises:
+        UserError: as :func:`measure_file`.
+    """
+    if not calls:
+        return ()
+    with tempfile.TemporaryDirectory(prefix="qvd-") as folder:
+        written = Path(folder) / "written.onnx"
+        save_model(apply_plan(model, plan, options), written)
+        return measure_file(written, calls, progress)
+
+
+def measure_file(
     path: Path, calls: Sequence[HeldOutCall], progress: Progress = SILENT
 ) -> tuple[HeldOutScore, ...]:
     """SQNR of the prediction against the float model's, call by call, in call order.

@@ -38,7 +38,7 @@ from qvd_trt.export.plan.quant_plan import QuantPlan
 from qvd_trt.export.plan.site_types import GraphSites, KeptLayer
 from qvd_trt.export.progress import SILENT, Progress
 from qvd_trt.export.targets import FloatType
-from qvd_trt.tools.measure_held_out import measure
+from qvd_trt.tools.measure_held_out import measure_file
 from qvd_trt.tools.quantize_report import (
     HeldOutScore,
     QuantizationReport,
@@ -88,7 +88,7 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> Quantizat
                 save_plan(plan, plan_path(staged))
             quantized_bytes = sum(file.stat().st_size for file in written)
         with clock.measure("measure"):
-            scores = measure(staged, held_out, progress)
+            scores = measure_file(staged, held_out, progress)
         warnings = calibration.warnings + _range_warnings(request, model, plan, calibration.stats)
         calibration = replace(calibration, warnings=warnings)
         report = _report(

@@ -1,4 +1,4 @@
-"""The uniform symmetric grid, as ONNX QuantizeLinear and TensorRT compute it, and its scales."""
+"""The uniform grid, as ONNX QuantizeLinear and TensorRT compute it, its scales, and fp16's range."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ _SMALLEST_FP16_SCALE = np.float32(2.0**-20)
 _LEAST_EXACT_FP16_SCALE = np.float32(2.0**-17)
 """From here on rounding to fp16 moves the highest code of 8 bits by half a step at most."""
 _GREATEST_FP16_SCALE = np.float32(65504)
+
+FP16_LIMIT = 65504.0 / 4
+"""Largest measured magnitude that fp16 is trusted with: calls that calibration did not see may
+reach a few times what it saw."""
+
+FP16_FLOOR = 2.0**-17
+"""A tensor whose largest magnitude is below this has at most 7 bits in fp16."""
 
 
 def activation_levels(bits: int) -> tuple[int, int]:
@@ -76,3 +83,8 @@ def representable_scale(scale: Float32Array | np.float32, scale_type: ScaleType)
     if scale_type is ScaleType.FLOAT16 and holds_scale(array, scale_type):
         array = np.maximum(array, _SMALLEST_FP16_SCALE).astype(np.float16).astype(np.float32)
     return array
+
+
+def beyond_fp16(magnitude: float) -> bool:
+    """Whether a tensor of this largest magnitude must not be stored in fp16; zero may."""
+    return magnitude > FP16_LIMIT or 0.0 < magnitude < FP16_FLOOR

@@ -20,7 +20,7 @@ from qvd_trt.export.plan.plan_json import load_plan
 from qvd_trt.export.targets import TARGETS, FloatType
 from qvd_trt.tools.cli.export import main
 from qvd_trt.tools.cli.validate import main as validate_main
-from qvd_trt.tools.measure_held_out import measure
+from qvd_trt.tools.measure_held_out import measure_file
 from tests.models.token_denoiser import token_denoiser, write_calls
 
 MASSIVE, TINY = 1e6, 3e-6
@@ -89,8 +89,8 @@ def test_a_file_that_overflows_is_refused_and_fails_validation(
     save_model(apply_plan(model, plan, ApplyOptions(TARGETS["trt"], FloatType.FP16)), old)
     calls = load_stats(found.folder / "stats.npz").held_out
     # QuantizeLinear makes finite codes of NaN: what comes out is wrong, and need not be NaN.
-    assert max(score.sqnr for score in measure(old, calls)) < 5
-    assert len(measure(found.file, calls)) == len(calls) == 4
+    assert max(score.sqnr for score in measure_file(old, calls)) < 5
+    assert len(measure_file(found.file, calls)) == len(calls) == 4
     limits = ["--calib", str(found.folder / "calls"), "--min-sqnr", "25"]
     codes = [
         validate_main([str(found.folder / "model.onnx"), str(file), *limits])
@@ -108,7 +108,7 @@ def test_a_file_that_gives_nan_is_an_error(export: Export) -> None:
     save_model(apply_plan(model, plan, ApplyOptions(TARGETS["trt"], FloatType.FP16)), old)
     calls = load_stats(found.folder / "stats.npz").held_out
     with pytest.raises(UserError, match=r"quantized model's prediction holds NaN or Inf.*bf16"):
-        measure(old, calls)
+        measure_file(old, calls)
 
 
 def test_the_plan_alone_gives_the_same_file(export: Export) -> None:

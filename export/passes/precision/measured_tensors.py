@@ -17,13 +17,6 @@ from qvd_trt.export.graph.values import input_dependence
 from qvd_trt.export.passes.opset.schema import infer_dtypes
 from qvd_trt.export.passes.precision.float32_nodes import always_float32
 
-FP16_LIMIT = 65504.0 / 4
-"""Largest measured magnitude that fp16 is trusted with: calls that calibration did not see may
-reach a few times what it saw."""
-
-FP16_FLOOR = 2.0**-17
-"""A tensor whose largest magnitude is below this has at most 7 bits in fp16."""
-
 _GROWING = frozenset(
     (
         *("Add", "Sub", "Mul", "Div", "Sum", "Pow", "Exp", "CumSum", "Reciprocal", "Einsum"),
@@ -86,11 +79,6 @@ def measured_tensors(graph: ir.Graph, opset: int) -> dict[str, Bound]:
         and dependence[node.outputs[0]]
         and not _attenuates(node, fixed)
     }
-
-
-def beyond_fp16(magnitude: float) -> bool:
-    """Whether a tensor of this largest magnitude must not be stored in fp16; zero may."""
-    return magnitude > FP16_LIMIT or 0.0 < magnitude < FP16_FLOOR
 
 
 def _bound(node: ir.Node) -> Bound:
