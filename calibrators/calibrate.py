@@ -12,6 +12,7 @@ from qvd_trt.calibrators.statistics.activation_stats import ActivationStats, Hel
 from qvd_trt.calibrators.statistics.collector import StatisticsCollector
 from qvd_trt.calibrators.temporal.timestep_sweep import TemporalSweep, training_timesteps
 from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.ort_session import CPU
 from qvd_trt.export.plan.site_types import GraphSites
@@ -57,7 +58,8 @@ def calibrate(
         progress: Shown one unit per call.
 
     Raises:
-        UserError: an input does not fit, an activation is NaN or Inf, or there is no call.
+        UserError: an input does not fit, an activation or a prediction is NaN or Inf, or there is
+            no call.
     """
     total = source.calls()
     collector = StatisticsCollector(
@@ -76,6 +78,7 @@ def calibrate(
                 prediction: AnyArray = held_out[-1].prediction
             else:
                 prediction = collector.observe(call)
+            refuse_not_finite(prediction, call.trajectory, call.step)
             advance()
             return prediction
 
@@ -87,6 +90,20 @@ def calibrate(
         features = sweep.run(template, training_timesteps(stats.timesteps, sweep.table_rows))
         stats = replace(stats, temporal={**stats.temporal, **features})
     return stats
+
+
+def refuse_not_finite(prediction: AnyArray, trajectory: int, step: int) -> None:
+    """Refuse a float model that is no reference on these inputs.
+
+    Raises:
+        UserError: the prediction holds NaN or Inf.
+    """
+    if not np.isfinite(prediction).all():
+        raise UserError(
+            f"the float model's prediction holds NaN or Inf at trajectory {trajectory}, step "
+            f"{step}; check that the calls are sound (--calib, --sampler, --prediction) and that "
+            "the model gives finite numbers on them in ONNX Runtime"
+        )
 
 
 class _HeldOutChoice:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from qvd_trt.calibrators.algorithms.algorithm import Algorithm
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
@@ -23,6 +25,7 @@ from qvd_trt.export.plan.quant_plan import (
     QuantPlan,
     TemporalPlan,
 )
+from qvd_trt.export.plan.scale_math import beyond_fp16
 from qvd_trt.export.plan.site_types import (
     MIN_ROWS_PER_CALL,
     GraphSites,
@@ -31,6 +34,9 @@ from qvd_trt.export.plan.site_types import (
     LayerOp,
     Site,
 )
+
+NEVER_EXERCISED = "its input was constant in calibration"
+"""Reason of layers that stay float because no call says how large their input may become."""
 
 TEMPORAL_FLOAT = "float"
 """As a temporal quantizer: leave the temporal sites in high precision."""
@@ -106,6 +112,10 @@ def solve(
     for site in sites.dense:
         site, narrow = _without_gemv(site, stats)
         all_kept += narrow
+        if never_exercised(site, stats):
+            all_kept += [KeptLayer(e.name, e.op.value, NEVER_EXERCISED) for e in site.layers]
+            progress()
+            continue
         if site.layers:
             plan = options.algorithm.solve(_problem(site, stats, read_weight, options))
             plan, weak = _without_weak_layers(site, plan, options.min_sqnr)
@@ -130,7 +140,27 @@ def solve(
         dense=tuple(dense_plans),
         temporal=tuple(temporal_plans),
         kept=tuple(all_kept),
+        float32=float32_tensors(stats),
     )
+
+
+def constant_inputs(stats: ActivationStats) -> frozenset[str]:
+    """Names of the graph inputs that had one value in all elements of all calls."""
+    return frozenset(name for name, (low, high) in stats.input_ranges.items() if low == high)
+
+
+def never_exercised(site: Site, stats: ActivationStats) -> bool:
+    """Whether every channel of a dense site had one value in all calls: no scale follows then."""
+    found = stats.sites.get(site.tensor)
+    if found is None:
+        return False
+    low, high = found.ranges.minimum.min(axis=0), found.ranges.maximum.max(axis=0)
+    return bool(np.array_equal(low, high))
+
+
+def float32_tensors(stats: ActivationStats) -> tuple[str, ...]:
+    """Names of the tensors that fp16 cannot hold, by what calibration measured."""
+    return tuple(name for name, value in stats.magnitudes.items() if beyond_fp16(value))
 
 
 def _temporal_plan(

@@ -93,7 +93,13 @@ def apply_plan(model: FloatModel, plan: QuantPlan, options: ApplyOptions) -> ir.
     if len({site.tensor for site in plan.dense}) < len(plan.dense):
         passes.append(NameFixPass())  # two sites on one tensor name their nodes after it
     if options.dtype is not FloatType.FP32:
-        passes.append(LowerPrecision(options.dtype.value, qdq_scales=_QDQ_SCALES[scale_type]))
+        passes.append(
+            LowerPrecision(
+                options.dtype.value,
+                qdq_scales=_QDQ_SCALES[scale_type],
+                float32=frozenset(plan.float32),
+            )
+        )
     # After lowering, so that an inlined body keeps its float32 comparison.
     passes.append(DefineHtdq(options.htdq_form or target.htdq_form))
     if opset > target.max_opset:
@@ -155,6 +161,13 @@ def check_plan(model: FloatModel, plan: QuantPlan) -> None:
                     f"--plan: bias_correction of {quant.name!r} has {len(bias)} numbers, the layer "
                     f"has {layer.out_channels} output channels"
                 )
+    if plan.float32:
+        known = {output.name for node in model.graph for output in node.outputs}
+        known |= {value.name for value in model.graph.inputs}
+        if unknown := sorted(set(plan.float32) - known):
+            raise UserError(
+                f"--plan: float32 names {unknown[0]!r}, which is no tensor of the model; remove it"
+            )
     for site in plan.dense:
         for layer in (model.layers[quant.name] for quant in site.layers):
             if site.channel_axis != layer.channel_axis:

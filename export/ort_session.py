@@ -28,6 +28,7 @@ def open_session(
     *,
     faithful_qdq: bool = False,
     bounded_memory: bool = False,
+    optimized: bool = True,
 ) -> ort.InferenceSession:
     """Open a model file, or a model in memory whose external data lies in ``data_folder``.
 
@@ -39,6 +40,7 @@ def open_session(
             kernels, which flip least significant bits.
         bounded_memory: Free every activation as soon as its last reader has run. By default ONNX
             Runtime may run readers that feed nothing (our probes) last and keep their inputs.
+        optimized: Let ONNX Runtime fuse and simplify the graph.
 
     Raises:
         UserError: ONNX Runtime cannot load the model, or the first provider does not start.
@@ -47,6 +49,8 @@ def open_session(
     options.log_severity_level = 4  # what fails is raised too
     # Threads that wait in a loop take the cores of whoever else works here (docs/results.md).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if faithful_qdq:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if bounded_memory:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
 from qvd_trt.calibrators.calibrate import CalibrationOptions, calibrate
-from qvd_trt.calibrators.solve import SolveOptions, solve
+from qvd_trt.calibrators.solve import (
+    NEVER_EXERCISED,
+    SolveOptions,
+    constant_inputs,
+    float32_tensors,
+    solve,
+)
 from qvd_trt.calibrators.sources.open_source import open_source
 from qvd_trt.calibrators.sources.self_sampling import SelfSampling, SelfSamplingOptions
 from qvd_trt.calibrators.statistics.activation_stats import ActivationStats
@@ -25,12 +31,14 @@ from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.find_sites import find_sites
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.graph.signature import ModelSignature
+from qvd_trt.export.graph.values import input_dependence
 from qvd_trt.export.model_file import open_model, save_model
 from qvd_trt.export.plan.plan_json import load_plan, save_plan
 from qvd_trt.export.plan.quant_plan import QuantPlan
 from qvd_trt.export.plan.site_types import GraphSites, KeptLayer
 from qvd_trt.export.progress import SILENT, Progress
-from qvd_trt.tools.measure_held_out import measure
+from qvd_trt.export.targets import FloatType
+from qvd_trt.tools.measure_held_out import measure_file
 from qvd_trt.tools.quantize_report import (
     HeldOutScore,
     QuantizationReport,
@@ -71,16 +79,19 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> Quantizat
         calibration = _statistics(request, model, sites, progress)
     with clock.measure("solve"):
         plan = given or _make_plan(solving, model, sites, calibration.stats, progress)
-    with clock.measure("measure"):
-        held_out = () if calibration.stats is None else calibration.stats.held_out
-        scores = measure(model, plan, held_out, progress)
+    held_out = () if calibration.stats is None else calibration.stats.held_out
     with written_together(request.output) as staged:
         with clock.measure("write"), progress.step("write", None):
             emitted = apply_plan(model, plan, request.apply)
             written = save_model(emitted, staged, external=model.has_external_data or None)
+            del emitted
             if not same_file(request.plan, plan_path(request.output)):
                 save_plan(plan, plan_path(staged))
             quantized_bytes = sum(file.stat().st_size for file in written)
+        with clock.measure("measure"):
+            scores = measure_file(staged, model.signature.output.name, held_out, progress)
+        warnings = calibration.warnings + _range_warnings(request, model, plan, calibration.stats)
+        calibration = replace(calibration, warnings=warnings)
         report = _report(
             request, model, sites, plan, calibration, scores, quantized_bytes, clock.seconds
         )
@@ -124,7 +135,8 @@ def _refuse_empty(plan: QuantPlan) -> None:
 def _statistics(
     request: QuantizeRequest, model: FloatModel, sites: GraphSites, progress: Progress
 ) -> _Calibration:
-    if request.plan is None and request.bits.is_float:
+    kept_stats = request.stats is not None and request.stats.exists()
+    if request.plan is None and request.bits.is_float and not kept_stats:
         return _Calibration(None, "none (nothing is quantized)")
     if request.stats is not None and request.stats.exists():
         stats = load_stats(request.stats)
@@ -204,12 +216,35 @@ def _make_plan(
         kept = tuple(
             KeptLayer(layer.name, layer.op, f"--bits {options.bits}") for layer in sites.all_layers
         )
-        return QuantPlan(model.digest, options.bits, options.algorithm.name, (), (), kept)
+        large = () if stats is None else float32_tensors(stats)
+        return QuantPlan(model.digest, options.bits, options.algorithm.name, (), (), kept, large)
     assert stats is not None
     with progress.step("solve", len(sites.dense) + len(sites.temporal)) as advance:
         plan = solve(sites, stats, model.weight, options, advance)
     _refuse_empty(plan)
     return plan
+
+
+def _range_warnings(
+    request: QuantizeRequest, model: FloatModel, plan: QuantPlan, stats: ActivationStats | None
+) -> tuple[str, ...]:
+    """What calibration could not tell: inputs it never varied, ranges it did not measure."""
+    warnings = []
+    idle = [model.layers[k.name] for k in plan.kept if k.reason == NEVER_EXERCISED]
+    if idle and stats is not None:
+        dependence = input_dependence(model.graph)
+        inputs = frozenset().union(*(dependence[model.input_of(layer)] for layer in idle))
+        named = sorted(inputs & constant_inputs(stats)) or sorted(inputs)
+        warnings.append(
+            f"{len(idle)} layers stay float, their input was constant in calibration: it depends "
+            f"on {', '.join(named)}; give calls in which that varies"
+        )
+    if stats is None and request.plan is None and request.apply.dtype is FloatType.FP16:
+        warnings.append(
+            "ranges were not measured: an fp16 file may overflow; give --stats of a calibrated "
+            "export, or use --dtype bf16"
+        )
+    return tuple(warnings)
 
 
 def _report(

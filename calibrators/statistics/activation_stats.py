@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -110,6 +110,9 @@ class ActivationStats:
         temporal: Temporal features by tensor name.
         output_elements: Elements written per denoiser call, by layer name; gives the layer's cost.
         held_out: Calls kept out of the statistics.
+        magnitudes: Largest magnitude of every measured float32 tensor, over all calls. Infinite
+            where a tensor reached infinity; values below -1e30 are masks and do not count.
+        input_ranges: Least and greatest value of every graph input, over all calls.
     """
 
     model_hash: str
@@ -119,6 +122,8 @@ class ActivationStats:
     temporal: Mapping[str, TemporalFeatures]
     output_elements: Mapping[str, float]
     held_out: tuple[HeldOutCall, ...] = ()
+    magnitudes: Mapping[str, float] = field(default_factory=dict)
+    input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def merged(self, other: ActivationStats) -> ActivationStats:
         """Statistics of the union of both calibration sets; commutative and associative.
@@ -155,7 +160,25 @@ class ActivationStats:
                 for name, count in self.output_elements.items()
             },
             held_out=self.held_out + other.held_out,
+            magnitudes=merge_magnitudes(self.magnitudes, other.magnitudes),
+            input_ranges=merge_ranges(self.input_ranges, other.input_ranges),
         )
+
+
+def merge_magnitudes(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:
+    """The larger of both, by tensor name."""
+    return {name: max(left.get(name, 0.0), right.get(name, 0.0)) for name in {**left, **right}}
+
+
+def merge_ranges(
+    left: Mapping[str, tuple[float, float]], right: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    """The range that spans both, by name."""
+    merged = {**left, **right}
+    for name in left.keys() & right.keys():
+        (low, high), (other_low, other_high) = left[name], right[name]
+        merged[name] = min(low, other_low), max(high, other_high)
+    return merged
 
 
 def merge_temporal(left: TemporalFeatures, right: TemporalFeatures) -> TemporalFeatures:

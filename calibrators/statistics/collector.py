@@ -17,6 +17,8 @@ from qvd_trt.calibrators.statistics.activation_stats import (
     SampleRows,
     SiteStats,
     TemporalFeatures,
+    merge_magnitudes,
+    merge_ranges,
     merge_temporal,
 )
 from qvd_trt.export.arrays import AnyArray, Float64Array
@@ -30,12 +32,17 @@ from qvd_trt.export.passes.add_probes import (
     ProbeWriter,
     SiteProbes,
 )
+from qvd_trt.export.passes.precision.measured_tensors import measured_tensors
 from qvd_trt.export.plan.site_types import GraphSites, Site
 
 ROW_BYTES_PER_WINDOW = 4 << 20
 """Sample rows kept per receptive field: at most this many bytes."""
 
 MIN_ROWS, MAX_ROWS = 64, 512
+
+_MASK = -1e30
+"""Values below are additive masks, -inf or the type's least number: Softmax makes zeros of them in
+any type."""
 
 
 class StatisticsCollector:
@@ -87,6 +94,19 @@ class StatisticsCollector:
             site.tensor: writer.add_feature(site.tensor, site.channels) for site in sites.temporal
         }
         self._sizes = {layer.name: writer.add_size(layer.output) for layer in sites.all_layers}
+        self._bounds = {
+            name: bound
+            for name, bound in measured_tensors(
+                model.graph, model.prepared.opset_imports[""]
+            ).items()
+            if all(map(writer.has, bound.measured))
+        }
+        self._magnitude_probes = {
+            name: writer.add_magnitude(name)
+            for name in dict.fromkeys(
+                name for bound in self._bounds.values() for name in bound.measured
+            )
+        }
         self._session = open_session(probed, model.data_folder, providers, bounded_memory=True)
         self._output_names = [output.name for output in self._session.get_outputs()]
         self._samples = 0
@@ -100,6 +120,8 @@ class StatisticsCollector:
         self._rows: dict[str, dict[str, SampleRows]] = {name: {} for name in self._limits}
         self._temporal: dict[str, TemporalFeatures] = {}
         self._elements = dict.fromkeys(self._sizes, 0)
+        self._magnitudes: dict[str, float] = {}
+        self._input_ranges: dict[str, tuple[float, float]] = {}
 
     def hold_out(self, call: DenoiserCall) -> HeldOutCall:
         """Run the float model on one call without taking it into the statistics."""
@@ -135,6 +157,17 @@ class StatisticsCollector:
             self._reduce_feature(tensor, values[output], timestep)
         for layer, output in self._sizes.items():
             self._elements[layer] += int(values[output])
+        measured = {
+            tensor: _magnitude(float(values[least]), float(values[greatest]))
+            for tensor, (least, greatest) in self._magnitude_probes.items()
+        }
+        self._magnitudes = merge_magnitudes(
+            self._magnitudes, {name: bound(measured) for name, bound in self._bounds.items()}
+        )
+        self._input_ranges = merge_ranges(
+            self._input_ranges,
+            {n: (float(a.min()), float(a.max())) for n, a in call.inputs.items() if a.size},
+        )
         self._samples += 1
         prediction: AnyArray = values[self._prediction]
         return prediction
@@ -179,6 +212,8 @@ class StatisticsCollector:
             output_elements={
                 layer: total / self._samples for layer, total in self._elements.items()
             },
+            magnitudes=self._magnitudes,
+            input_ranges=self._input_ranges,
         )
 
     def _reduce_ranges(
@@ -230,6 +265,12 @@ def row_limit(site: Site) -> int:
     """How many sample rows are kept per receptive field of the site, between 64 and 512."""
     row_bytes = 4 * site.channels * max(window.taps for window in site.windows)
     return max(MIN_ROWS, min(MAX_ROWS, ROW_BYTES_PER_WINDOW // row_bytes))
+
+
+def _magnitude(least: float, greatest: float) -> float:
+    """Largest magnitude of a tensor; 0 for an empty one, whose extremes are infinities."""
+    negative = 0.0 if least < _MASK else -least
+    return max(0.0, greatest, negative)
 
 
 def _rows_per_call(expected_calls: int | None) -> int:

@@ -26,7 +26,7 @@ from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.plan.site_types import GraphSites
 
-STATS_FORMAT = 2
+STATS_FORMAT = 3
 
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -66,6 +66,8 @@ def save_stats(stats: ActivationStats, path: Path) -> None:
         arrays[f"held_out{index}.prediction"] = call.prediction
         for name, value in call.inputs.items():
             arrays[f"held_out{index}.input.{name}"] = value
+    arrays["magnitudes"] = np.array(list(stats.magnitudes.values()), np.float64)
+    arrays["input_ranges"] = np.array(list(stats.input_ranges.values()), np.float64).reshape(-1, 2)
     header = {
         "format": STATS_FORMAT,
         "model_hash": stats.model_hash,
@@ -73,6 +75,8 @@ def save_stats(stats: ActivationStats, path: Path) -> None:
         "sites": sites,
         "temporal": temporal,
         "output_elements": dict(stats.output_elements),
+        "magnitudes": list(stats.magnitudes),
+        "input_ranges": list(stats.input_ranges),
         "held_out": [
             {"timestep": call.timestep, "inputs": list(call.inputs)} for call in stats.held_out
         ],
@@ -124,6 +128,15 @@ def load_stats(path: Path) -> ActivationStats:
                 sites=sites,
                 temporal=temporal,
                 output_elements=header["output_elements"],
+                magnitudes=dict(
+                    zip(header["magnitudes"], data["magnitudes"].tolist(), strict=True)
+                ),
+                input_ranges={
+                    name: (low, high)
+                    for name, (low, high) in zip(
+                        header["input_ranges"], data["input_ranges"].tolist(), strict=True
+                    )
+                },
                 held_out=tuple(
                     HeldOutCall(
                         inputs={

@@ -81,6 +81,18 @@ class ProbeWriter:
             rows=rows,
         )
 
+    def has(self, tensor: str) -> bool:
+        """Whether the graph itself, not a subgraph, has a tensor of this name."""
+        return tensor in self._values
+
+    def add_magnitude(self, tensor: str) -> tuple[str, str]:
+        """Output the least and the greatest value of a whole tensor, scalars float32."""
+        value = self._values[tensor]
+        least, greatest = (
+            self._output(self._node(op, [value], keepdims=0)) for op in ("ReduceMin", "ReduceMax")
+        )
+        return least, greatest
+
     def add_feature(self, tensor: str, channels: int) -> str:
         """Output a whole (small) temporal feature as ``[rows, channels]`` float32."""
         return self._output(self._reshape(self._values[tensor], [-1, channels]))

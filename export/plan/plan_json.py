@@ -81,7 +81,13 @@ class _Reader:
                 self._temporal(f"temporal[{i}]", site) for i, site in enumerate(plan.temporal)
             ),
             kept=tuple(self._kept(f"kept[{i}]", layer) for i, layer in enumerate(plan.kept)),
+            float32=self._float32(plan.float32),
         )
+
+    def _float32(self, names: list[str] | msgspec.UnsetType) -> tuple[str, ...]:
+        seen: dict[str, str] = {}
+        listed = [] if isinstance(names, msgspec.UnsetType) else names
+        return tuple(self._name(seen, f"float32[{i}]", name) for i, name in enumerate(listed))
 
     def _dense(self, at: str, site: fields.Dense) -> DensePlan:
         if site.channel_axis not in (1, -1):
@@ -230,7 +236,7 @@ class _Reader:
 
 
 def _plan(plan: QuantPlan) -> dict[str, Any]:
-    return {
+    data = {
         "format": PLAN_FORMAT,
         "model_hash": plan.model_hash,
         "bits": str(plan.bits),
@@ -239,6 +245,8 @@ def _plan(plan: QuantPlan) -> dict[str, Any]:
         "temporal": [_temporal(site) for site in plan.temporal],
         "kept": [asdict(layer) for layer in plan.kept],
     }
+    # Only where there is something to say: the field is younger than the format.
+    return {**data, "float32": list(plan.float32)} if plan.float32 else data
 
 
 def _dense(site: DensePlan) -> dict[str, Any]:

@@ -99,6 +99,7 @@ class PlanFile(_Object, frozen=True):
     dense: list[Dense]
     temporal: list[Temporal]
     kept: list[Kept]
+    float32: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -106,7 +107,7 @@ class _Head(msgspec.Struct, frozen=True):
 
 
 _MUST = {
-    **dict.fromkeys(("dense", "temporal", "kept", "layers"), _ARRAY),
+    **dict.fromkeys(("dense", "temporal", "kept", "layers", "float32"), _ARRAY),
     **dict.fromkeys(("activation", "weight", "codebook"), _OBJECT),
     **dict.fromkeys(("shift", "smooth", "scales", "bias_correction"), VECTOR),
     **dict.fromkeys(("levels", "thresholds"), VECTOR),
@@ -198,10 +199,10 @@ def _must(path: str) -> str:
     name = re.sub(r"\[\d+\]$", "", path).rpartition(".")[2]
     if path == "bits":
         return TEXT
-    if not path or (path.endswith("]") and _MUST.get(name) == _ARRAY):
+    if not path or (path.endswith("]") and name != "float32" and _MUST.get(name) == _ARRAY):
         return _OBJECT
     if path.endswith("]"):
-        return "must be a number"
+        return TEXT if name == "float32" else "must be a number"
     return _MUST.get(name, TEXT)
 
 
@@ -214,7 +215,7 @@ def _fields_at(path: str) -> tuple[str, ...]:
 
 
 def _value_at(raw: Any, path: str) -> Any:
-    for name, index in re.findall(r"([a-z_]+)|\[(\d+)\]", path):
+    for name, index in re.findall(r"([a-z_]\w*)|\[(\d+)\]", path):
         raw = raw[name] if name else raw[int(index)]
     return raw
 
@@ -233,12 +234,15 @@ def _field_counts(plan: PlanFile) -> Counter[str]:
         Table: len(plan.temporal),
         Kept: len(plan.kept),
     }
-    return Counter(
+    counts = Counter(
         name
         for kind, number in numbers.items()
         for name in kind.__struct_fields__
         for _ in range(number)
     )
+    if plan.float32 is msgspec.UNSET:
+        del counts["float32"]
+    return counts
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -157,7 +157,11 @@ class TemporalPlan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantPlan:
-    """Everything that turns the float model of ``model_hash`` into its QDQ model."""
+    """Everything that turns the float model of ``model_hash`` into its QDQ model.
+
+    ``float32`` names tensors that fp16 cannot hold: what writes or reads them stays float32 in an
+    fp16 file.
+    """
 
     model_hash: str
     bits: Bits
@@ -165,6 +169,7 @@ class QuantPlan:
     dense: tuple[DensePlan, ...]
     temporal: tuple[TemporalPlan, ...]
     kept: tuple[KeptLayer, ...]
+    float32: tuple[str, ...] = ()
 
     def layers(self) -> Iterator[LayerQuant]:
         """All quantized layers, dense sites first."""

@@ -1,4 +1,4 @@
-"""The uniform symmetric grid, as ONNX QuantizeLinear and TensorRT compute it, and its scales."""
+"""The uniform grid as ONNX QuantizeLinear and TensorRT compute it, its scales, and fp16's range."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from qvd_trt.export.targets import ScaleType
 
 MIN_SCALE = np.float32(1e-12)
 _SMALLEST_FP16_SCALE = np.float32(2.0**-20)
+_LEAST_EXACT_FP16_SCALE = np.float32(2.0**-17)
+"""From here on rounding to fp16 moves the highest code of 8 bits by half a step at most."""
+_GREATEST_FP16_SCALE = np.float32(65504)
+
+FP16_LIMIT = 65504.0 / 4
+"""Largest measured magnitude that fp16 is trusted with: calls that calibration did not see may
+reach a few times what it saw."""
+
+FP16_FLOOR = 2.0**-17
+"""A tensor whose largest magnitude is below this has at most 7 bits in fp16."""
 
 
 def activation_levels(bits: int) -> tuple[int, int]:
@@ -48,13 +58,33 @@ def fake_quantized(weight: Float32Array, grid: WeightQuant) -> Float32Array:
     return quantize_dequantize(weight, grid.scales[:, None, None], weight_levels(grid.bits))
 
 
+def holds_scale(scale: Float32Array | np.float32, scale_type: ScaleType) -> bool:
+    """Whether a type holds all of these scales well enough that no code is lost.
+
+    Scales of channels that are all zero do not count: any scale serves them.
+    """
+    if scale_type is ScaleType.FLOAT32:
+        return True
+    array = np.asarray(scale, np.float32)
+    used = array[array > MIN_SCALE * np.float32(1.001)]
+    if not used.size:
+        return True
+    return bool(used.min() >= _LEAST_EXACT_FP16_SCALE and used.max() <= _GREATEST_FP16_SCALE)
+
+
 def representable_scale(scale: Float32Array | np.float32, scale_type: ScaleType) -> Float32Array:
     """The scale as a target's file will hold it, still float32; codes are rounded against it.
 
-    fp16 scales keep at least four bits of a subnormal; smaller ones belong to channels that are
-    all but zero.
+    Scales that fp16 does not hold (:func:`holds_scale`) stay as they are, which makes
+    ``LowerPrecision`` leave their layers in float32. Those of channels that are all zero become
+    the least that fp16 takes.
     """
     array = np.asarray(scale, np.float32)
-    if scale_type is ScaleType.FLOAT16:
+    if scale_type is ScaleType.FLOAT16 and holds_scale(array, scale_type):
         array = np.maximum(array, _SMALLEST_FP16_SCALE).astype(np.float16).astype(np.float32)
     return array
+
+
+def beyond_fp16(magnitude: float) -> bool:
+    """Whether a tensor of this largest magnitude must not be stored in fp16; zero may."""
+    return magnitude > FP16_LIMIT or 0.0 < magnitude < FP16_FLOOR

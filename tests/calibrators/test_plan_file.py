@@ -120,7 +120,8 @@ def plans(draw: st.DrawFn) -> QuantPlan:
     temporal = TemporalPlan("t", "q", codebook, (), draw(st.floats()), draw(st.floats()))
     kept = KeptLayer(layer.name + "kept", "Conv", draw(st.text(min_size=1)))
     bits = Bits(draw(st.integers(2, 8)), draw(st.sampled_from([4, 8, 16])))
-    return QuantPlan(draw(st.text(min_size=1)), bits, "scri", (dense,), (temporal,), (kept,))
+    large = tuple(draw(st.lists(st.text(min_size=1), unique=True, max_size=3)))
+    return QuantPlan(draw(st.text(min_size=1)), bits, "scri", (dense,), (temporal,), (kept,), large)
 
 
 @settings(max_examples=200, deadline=None)
@@ -141,6 +142,27 @@ def test_a_vector_is_one_line_of_short_numbers(tmp_path: Path) -> None:
     assert '"levels": [-1.0, 0.0, 0.1, 2.0],' in lines
     assert '"bits": "w8a8",' in lines
     assert '"scale": 0.0123,' in lines
+
+
+def test_float32_is_written_only_when_there_is_something_to_say(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    save_plan(example(), path)
+    assert "float32" not in path.read_text()
+    save_plan(replace(example(), float32=("stream", "scores")), path)
+    text = path.read_text()
+    assert load_plan(path).float32 == ("stream", "scores")
+    for wrong, message in (
+        ('["stream", 3]', r"float32\[1\] must be a non-empty string, found 3"),
+        ('["stream", ""]', r'float32\[1\] must be a non-empty string, found ""'),
+        ('["stream", "stream"]', r"float32\[1\] repeats float32\[0\]"),
+        ('"stream"', r'float32 must be an array, found "stream"'),
+        ('["stream"], "float32": []', r"the field 'float32' stands twice"),
+    ):
+        listed = json.dumps(["stream", "scores"], indent=2).replace("\n", "\n  ")
+        assert text.count(listed) == 1
+        path.write_text(text.replace(listed, wrong))
+        with pytest.raises(UserError, match=message):
+            load_plan(path)
 
 
 def test_an_edit_by_hand_is_taken(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
-from qvd_trt.calibrators.solve import TEMPORAL_FLOAT, SolveOptions, solve
+from qvd_trt.calibrators.solve import NEVER_EXERCISED, TEMPORAL_FLOAT, SolveOptions, solve
 from qvd_trt.calibrators.statistics.activation_stats import ActivationStats, TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
 from qvd_trt.export.errors import UserError
@@ -144,6 +144,17 @@ class TestSolve:
         if not quantized:
             assert plan.kept[-1].name == "linear"
             assert f"reads {rows:.0f} rows per call" in plan.kept[-1].reason
+
+    @pytest.mark.parametrize(
+        ("value", "spread", "kept"), [(0, 0, True), (3, 0, True), (0, 1, False)]
+    )
+    def test_a_constant_input_tells_no_scale(self, value: float, spread: float, kept: bool) -> None:
+        values = np.full((200, 16), value, np.float32)
+        values[:100, 2] += np.float32(spread)
+        plan = self.solve([linear()], values=values)
+        assert bool(plan.dense) != kept
+        reasons = [layer.reason for layer in plan.kept if layer.name == "linear"]
+        assert reasons == [NEVER_EXERCISED] * kept
 
     def test_convolutions_have_no_such_rule(self) -> None:
         assert self.solve([conv()], rows_per_call=1).dense

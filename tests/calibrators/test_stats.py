@@ -73,6 +73,8 @@ def one_pass(calls: Sequence[Seen], limit: int = 6) -> ActivationStats:
         sites={"x": SiteStats(ChannelRanges(minimum, maximum), samples, limit)},
         temporal={"emb": TemporalFeatures(features[:, 1:].astype(np.float32), features[:, 0])},
         output_elements={"conv": float(np.mean([len(call.rows) for call in calls]))},
+        magnitudes={"hidden": float(np.abs(rows).max())},
+        input_ranges={"sample": (float(rows.min()), float(rows.max()))},
     )
 
 
@@ -225,7 +227,7 @@ def test_a_truncated_file_is_refused(data: st.DataObject) -> None:
             load_stats(path)
 
 
-@pytest.mark.parametrize("header", ["[]", "3", "{}", "{", '{"format": 2, "sites": [3]}'])
+@pytest.mark.parametrize("header", ["[]", "3", "{}", "{", '{"format": 3, "sites": [3]}'])
 def test_a_wrong_header_is_refused(tmp_path: Path, header: str) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, header=np.array(header))
@@ -236,7 +238,7 @@ def test_a_wrong_header_is_refused(tmp_path: Path, header: str) -> None:
 
 def test_other_formats_and_files_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "stats.npz", header=np.array(json.dumps({"format": 99})))
-    with pytest.raises(UserError, match="has format 99, this version reads 2"):
+    with pytest.raises(UserError, match="has format 99, this version reads 3"):
         load_stats(tmp_path / "stats.npz")
     np.save(tmp_path / "array.npy", np.ones(3))
     with pytest.raises(UserError, match="not a complete statistics file"):

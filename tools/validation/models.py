@@ -16,8 +16,10 @@ from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.signature import ModelSignature, read_signature
 from qvd_trt.export.model_file import load_model, model_files, save_model
 from qvd_trt.export.ort_session import open_session, run_session
+from qvd_trt.export.passes.emulate_low_precision import is_low_precision
 from qvd_trt.export.passes.precision.lower_precision import LowerPrecision
 from qvd_trt.export.passes.prepare import Prepare
+from qvd_trt.tools.emulated_session import can_emulate, open_emulated
 from qvd_trt.tools.engine.array_cast import cast_exactly
 from qvd_trt.tools.engine.engine_session import EngineSession
 from qvd_trt.tools.validation.recorded_outputs import RecordedOutputs
@@ -38,26 +40,41 @@ from qvd_trt.tools.validation.report import (
 )
 from qvd_trt.tools.validation.request import ValidationRequest
 
-_LOW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_NOT_EMULATED = (
+    "{} has If, Loop or Scan: its 16-bit arithmetic is run as ONNX Runtime has kernels for it, "
+    "which hides overflows"
+)
 
 
 class OrtModel:
     """An ONNX file in ONNX Runtime, with Q and DQ run as written."""
 
-    def __init__(self, path: Path, signature: ModelSignature, providers: Sequence[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        signature: ModelSignature,
+        providers: Sequence[str],
+        emulation: Path | None = None,
+    ) -> None:
         """Open the model.
 
         Args:
             path: The file.
             signature: Its interface.
             providers: Execution providers, first choice first.
+            emulation: A folder for the model that rounds, and overflows, as the file's 16-bit
+                types do; None lets ONNX Runtime compute in the types that it has kernels for.
 
         Raises:
             UserError: ONNX Runtime cannot load it.
         """
         self._path = path
         self._signature = signature
-        self._session = open_session(path, providers=providers, faithful_qdq=True)
+        self._session = (
+            open_session(path, providers=providers, faithful_qdq=True)
+            if emulation is None
+            else open_emulated(path, emulation, providers)
+        )
 
     def __call__(self, call: DenoiserCall) -> Float32Array:
         """The first output, float32.
@@ -141,14 +158,6 @@ def check_same_interface(
         )
 
 
-def is_float32(model: ir.Model) -> bool:
-    """Whether no tensor of the graph is a 16-bit float."""
-    values = [*model.graph.inputs, *model.graph.initializers.values()]
-    values += [output for node in model.graph for output in node.outputs]
-    casts = {node.attributes["to"].as_int() for node in model.graph if node.op_type == "Cast"}
-    return not casts & {int(dtype) for dtype in _LOW} and all(v.dtype not in _LOW for v in values)
-
-
 def write_lowered(model: ir.Model, path: Path) -> None:
     """Write the model with its float32 arithmetic lowered to fp16; Q/DQ scales stay float32.
 
@@ -171,6 +180,7 @@ class ModelSet:
         files: What each was made from, for the report.
         skipped: Comparison name -> why it cannot be made.
         recorded: The engine's outputs when they were recorded, not run.
+        warnings: For the user.
     """
 
     signature: ModelSignature
@@ -178,6 +188,7 @@ class ModelSet:
     files: Mapping[str, str]
     skipped: Mapping[str, str]
     recorded: RecordedOutputs | None
+    warnings: tuple[str, ...] = ()
 
     def comparisons(self, models: Mapping[str, Denoise]) -> tuple[Comparison, ...]:
         """Those of which both models are among the given ones."""
@@ -211,9 +222,12 @@ def open_models(request: ValidationRequest, stack: ExitStack) -> ModelSet:
             "the QDQ model second"
         )
     providers = request.providers
+    emulation = None
+    if can_emulate(qdq_model):
+        emulation = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qvd-")))
     models: dict[str, Denoise] = {
         FLOAT: OrtModel(request.float_model, signature, providers),
-        QDQ: OrtModel(request.qdq_model, qdq_signature, providers),
+        QDQ: OrtModel(request.qdq_model, qdq_signature, providers, emulation),
     }
     files = {FLOAT: str(request.float_model), QDQ: str(request.qdq_model)}
     skipped: dict[str, str] = {}
@@ -235,13 +249,14 @@ def open_models(request: ValidationRequest, stack: ExitStack) -> ModelSet:
         skipped[NOISE_FLOOR.name] = "no --float-engine was given"
     if not request.rounding_floor:
         skipped[ROUNDING_FLOOR.name] = "left out by --no-rounding-floor"
-    elif not is_float32(qdq_model):
+    elif is_low_precision(qdq_model):
         skipped[ROUNDING_FLOOR.name] = (
             "needs the QDQ model with an fp32 graph: export it again with --plan and --dtype fp32"
         )
     else:
         models[QDQ_FP16] = _open_lowered(qdq_model, qdq_signature, "qdq", request, stack)
-    return ModelSet(signature, models, files, skipped, recorded)
+    warnings = () if emulation is not None else (_NOT_EMULATED.format(request.qdq_model),)
+    return ModelSet(signature, models, files, skipped, recorded, warnings)
 
 
 def _open_engine(

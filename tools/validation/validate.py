@@ -56,7 +56,7 @@ def validate(request: ValidationRequest, progress: Progress = SILENT) -> Validat
         free_run=free_run,
         skipped=opened.skipped,
         limits=check_limits(request.limits, calls),
-        warnings=warnings,
+        warnings=(*opened.warnings, *warnings),
     )
 
 

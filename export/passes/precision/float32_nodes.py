@@ -16,6 +16,13 @@ from qvd_trt.export.passes.opset.schema import (
     schema_of,
     type_name,
 )
+from qvd_trt.export.passes.precision.large_values import LAYOUT, around_large
+from qvd_trt.export.passes.precision.quantized_groups import (
+    LAYERS,
+    has_float32_scale,
+    layers_behind,
+    quantized_groups,
+)
 
 _FLOAT = ir.DataType.FLOAT
 _NORMAL_RANGE = {
@@ -23,8 +30,6 @@ _NORMAL_RANGE = {
     ir.DataType.BFLOAT16: (2.0**-126, 255.0 * 2.0**120),
 }
 """Least and greatest normal number."""
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_LAYOUT = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten")
 _MEANS = ("ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2")
 _AFTER_MEAN = ("Add", "Sqrt", "Reciprocal", "Mul", "Div", "Pow")
 
@@ -35,6 +40,7 @@ def float32_nodes(
     low: ir.DataType,
     opset: int,
     generic: Set[tuple[str, str]] = frozenset(),
+    large: Set[str] = frozenset(),
     *,
     float32_scales: bool,
 ) -> dict[ir.Node, str]:
@@ -46,6 +52,7 @@ def float32_nodes(
         low: FLOAT16 or BFLOAT16.
         opset: Opset of the default domain.
         generic: (domain, operator) of foreign nodes that take ``low`` as well.
+        large: Names of tensors that ``low`` cannot hold.
         float32_scales: Whether Q/DQ and the layers between two DQ stay in float32.
     """
     kept: dict[ir.Node, str] = {}
@@ -59,9 +66,23 @@ def float32_nodes(
     keep(_mean_squares(graph), "mean of squares")
     keep(_out_of_range(graph, dtypes, low), "constant out of range")
     keep(_untyped(graph, dtypes, low, opset, generic), "no such type for the operator")
+    keep(around_large(graph, large), "measured values out of range")
+    groups = quantized_groups(graph)
     if float32_scales:
-        keep(_quantized_islands(graph), "float32 scales")
+        keep(set().union(*groups), "float32 scales")
+    elif low == ir.DataType.FLOAT16:
+        # A Cast between DQ and its layer would cost the INT8 kernel: all of a group or nothing.
+        for group in groups:
+            if any(map(has_float32_scale, group)):
+                keep(group | layers_behind(group), "scale that fp16 cannot hold")
+            elif not group.isdisjoint(kept):
+                keep(group, "measured values out of range")
     return kept
+
+
+def always_float32(graph: ir.Graph, dtypes: Dtypes) -> set[ir.Node]:
+    """Find the nodes that stay in float32 by what they compute, in either 16-bit type."""
+    return _angle_paths(graph, dtypes) | _shape_arithmetic(graph, dtypes) | _mean_squares(graph)
 
 
 def out_of_range(tensor: ir.TensorProtocol, low: ir.DataType) -> bool:
@@ -99,7 +120,7 @@ def _is_weighted_layer(node: ir.Node) -> bool:
     """Accept Conv and Gemm always; MatMul when an operand is a weight, perhaps behind Q/DQ."""
     if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
         return True
-    through = ("QuantizeLinear", "DequantizeLinear", *_LAYOUT)
+    through = ("QuantizeLinear", "DequantizeLinear", *LAYOUT)
     return node.op_type == "MatMul" and any(stored_value(v, through) for v in node.inputs)
 
 
@@ -173,9 +194,21 @@ def _out_of_range(graph: ir.Graph, dtypes: Dtypes, low: ir.DataType) -> set[ir.N
         if dtypes[value] != _FLOAT or value.is_graph_input():
             continue
         tensor = ir.convenience.get_const_tensor(value)
-        if tensor is not None and out_of_range(tensor, low):
+        if tensor is None:
+            continue
+        if out_of_range(tensor, low):
             found.update(value.consumers())
+        elif _is_subnormal(tensor, low):
+            found.update(user for user in value.consumers() if user.op_type in LAYERS)
     return found
+
+
+def _is_subnormal(tensor: ir.TensorProtocol, low: ir.DataType) -> bool:
+    """Whether a matrix or kernel has only zeros and numbers that lose bits in ``low``."""
+    if len(tensor.shape) < 2 or tensor.size == 0:
+        return False
+    least, _ = _NORMAL_RANGE[low]
+    return 0.0 < float(np.abs(tensor.numpy()).max()) < least
 
 
 def _untyped(
@@ -202,30 +235,3 @@ def _untyped(
                 if is_tied(formal) and type_name(low) not in formal.types:
                     found.add(node)
     return found
-
-
-def _quantized_islands(graph: ir.Graph) -> set[ir.Node]:
-    """Find Q, DQ, the layers whose operands both come from DQ, and layout nodes between."""
-    found: set[ir.Node] = set()
-    for node in graph:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            found.add(node)
-        elif node.op_type in _LAYERS:
-            between = [_to_dequantize(value) for value in node.inputs[:2]]
-            if all(path is not None for path in between):
-                found.add(node)
-                found.update(*(path for path in between if path is not None))
-    return found
-
-
-def _to_dequantize(value: ir.Value | None) -> set[ir.Node] | None:
-    """List the layout nodes between a DQ and this operand, None when it comes from no DQ."""
-    path: set[ir.Node] = set()
-    while value is not None and (producer := value.producer()) is not None:
-        if producer.op_type == "DequantizeLinear":
-            return path
-        if producer.op_type not in _LAYOUT:
-            return None
-        path.add(producer)
-        value = producer.inputs[0]
-    return None

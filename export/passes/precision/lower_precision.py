@@ -58,11 +58,18 @@ class LowerPrecision(ir.passes.InPlacePass):
         qdq_scales: ``float32`` keeps the scales, Q and DQ, and every layer whose two operands come
             from DQ in float32: ``Cast, Q, DQ, MatMul, Cast``, which TensorRT-RTX runs as the INT8
             kernel without overflow of fp16 accumulators. ``same`` lowers the scales and those
-            layers too (opset 19 or newer).
+            layers too (opset 19 or newer), but for those whose scales fp16 cannot hold.
+        float32: Names of tensors beyond the range of fp16: what writes or reads them stays
+            float32, with the Q, DQ and layers around it. bf16 has the range of float32.
     """
 
     def __init__(
-        self, dtype: LowDtype, *, keep_io: bool = True, qdq_scales: ScaleDtype = "float32"
+        self,
+        dtype: LowDtype,
+        *,
+        keep_io: bool = True,
+        qdq_scales: ScaleDtype = "float32",
+        float32: Set[str] = frozenset(),
     ) -> None:
         super().__init__()
         if dtype not in LOW_DTYPES:
@@ -72,6 +79,7 @@ class LowerPrecision(ir.passes.InPlacePass):
         self._dtype = dtype
         self._keep_io = keep_io
         self._qdq_scales = qdq_scales
+        self._float32 = float32 if dtype == "fp16" else frozenset()
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the main graph.
@@ -88,7 +96,9 @@ class LowerPrecision(ir.passes.InPlacePass):
         generic = {(f.domain, f.name) for f in model.functions.values()}
         generic |= {(n.domain, n.op_type) for n in graph if n.domain == HTDQ_DOMAIN}
         float32_scales = self._qdq_scales == "float32"
-        kept = float32_nodes(graph, dtypes, low, opset, generic, float32_scales=float32_scales)
+        kept = float32_nodes(
+            graph, dtypes, low, opset, generic, self._float32, float32_scales=float32_scales
+        )
         rewriter = _Rewriter(graph, dtypes, low, opset, kept.keys())
         rewriter.lower_inputs(keep=self._keep_io)
         rewriter.lower_constants()
