@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
 from qvd_trt.calibrators.calibrate import CalibrationOptions, calibrate
@@ -30,12 +31,14 @@ from qvd_trt.export.plan.plan_json import load_plan, save_plan
 from qvd_trt.export.plan.quant_plan import QuantPlan
 from qvd_trt.export.plan.site_types import GraphSites, KeptLayer
 from qvd_trt.export.progress import SILENT, Progress
+from qvd_trt.tools.edited_plan import is_edited, plan_digest, spare_name
 from qvd_trt.tools.measure_held_out import measure
 from qvd_trt.tools.quantize_report import (
     HeldOutScore,
     QuantizationReport,
     TemporalScore,
     int8_share,
+    layer_names,
     weakest_layers,
 )
 from qvd_trt.tools.quantize_request import (
@@ -77,15 +80,50 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> Quantizat
     with written_together(request.output) as staged:
         with clock.measure("write"), progress.step("write", None):
             emitted = apply_plan(model, plan, request.apply)
-            written = save_model(emitted, staged, external=model.has_external_data or None)
-            if not same_file(request.plan, plan_path(request.output)):
-                save_plan(plan, plan_path(staged))
-            quantized_bytes = sum(file.stat().st_size for file in written)
+            saved = save_model(emitted, staged, external=model.has_external_data or None)
+            kept = _write_plan(request, plan, staged)
+            quantized_bytes = sum(file.stat().st_size for file in saved)
+        given_here = same_file(request.plan, plan_path(request.output))
+        written_plan = plan_path(request.output if given_here else staged)
         report = _report(
             request, model, sites, plan, calibration, scores, quantized_bytes, clock.seconds
         )
+        report = replace(
+            report,
+            warnings=(*report.warnings, *kept),
+            plan_sha256=plan_digest(written_plan),
+            written=_written(request, staged, calibration),
+        )
         write_atomically(report_path(staged), report.to_json().encode())
     return report
+
+
+def _write_plan(request: QuantizeRequest, plan: QuantPlan, staged: Path) -> tuple[str, ...]:
+    """Write the plan, and beside it the one in its place where that was edited; with a warning."""
+    target = plan_path(request.output)
+    if same_file(request.plan, target):
+        return ()
+    new = plan_path(staged)
+    save_plan(plan, new)
+    if not is_edited(target, report_path(request.output)):
+        return ()
+    old = target.read_bytes()
+    if old == new.read_bytes():
+        return ()
+    spare = spare_name(target)
+    staged.with_name(spare.name).write_bytes(old)
+    return (
+        f"{target} is not what the last export wrote there, and is kept as {spare}; apply it with "
+        f"--plan {spare} and another -o",
+    )
+
+
+def _written(request: QuantizeRequest, staged: Path, calibration: _Calibration) -> tuple[str, ...]:
+    """All files that the export leaves, the model first and the report last."""
+    beside = {path.name for path in staged.parent.iterdir()} - {staged.name}
+    names = [staged.name, *sorted(beside), report_path(request.output).name]
+    files = [str(request.output.with_name(name)) for name in names]
+    return (*files, str(request.stats)) if calibration.saved else tuple(files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +131,7 @@ class _Calibration:
     stats: ActivationStats | None
     description: str
     warnings: tuple[str, ...] = ()
+    saved: bool = False
 
 
 class _Clock:
@@ -151,7 +190,7 @@ def _statistics(
         warnings = (*warnings, diverged)
     if request.stats is not None:
         save_stats(stats, request.stats)
-    return _Calibration(stats, source.describe(), warnings)
+    return _Calibration(stats, source.describe(), warnings, saved=request.stats is not None)
 
 
 def _needs_rows(request: QuantizeRequest) -> bool:
@@ -260,4 +299,5 @@ def _report(
         float_bytes=model.bytes,
         quantized_bytes=quantized_bytes,
         seconds=seconds,
+        layers=layer_names(model),
     )
