@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,11 +50,24 @@ from qvd_trt.tools.quantize_request import (
     report_path,
 )
 
+Tell = Callable[[str], None]
+"""Takes a warning while the work goes on."""
 
-def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> QuantizationReport:
+
+def quantize(
+    request: QuantizeRequest,
+    progress: Progress = SILENT,
+    tell: Tell = lambda warning: None,
+) -> QuantizationReport:
     """Calibrate, solve, rewrite, measure and write: the whole of ``qvd-export``.
 
     Writes the QDQ model and, beside it, its plan and its report. The input is only ever read.
+
+    Args:
+        request: What to do.
+        progress: Shows each step.
+        tell: Takes at once what is worth stopping for before hours of sampling; the report has it,
+            too.
 
     Raises:
         UserError: anything wrong with the inputs; nothing but the statistics is written then.
@@ -71,7 +84,7 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> Quantizat
         if given is not None:
             _check_given(request, given, model)
     with clock.measure("calibrate"):
-        calibration = _statistics(request, model, sites, progress)
+        calibration = _statistics(request, model, sites, progress, tell)
     with clock.measure("solve"):
         plan = given or _make_plan(solving, model, sites, calibration.stats, progress)
     with clock.measure("measure"):
@@ -161,7 +174,11 @@ def _refuse_empty(plan: QuantPlan) -> None:
 
 
 def _statistics(
-    request: QuantizeRequest, model: FloatModel, sites: GraphSites, progress: Progress
+    request: QuantizeRequest,
+    model: FloatModel,
+    sites: GraphSites,
+    progress: Progress,
+    tell: Tell,
 ) -> _Calibration:
     if request.plan is None and request.bits.is_float:
         return _Calibration(None, "none (nothing is quantized)")
@@ -178,6 +195,7 @@ def _statistics(
     else:
         source, warnings = _self_sampling(request.sampling, model.signature)
         if (defaults := defaults_warning(request)) is not None:
+            tell(defaults)
             warnings = (defaults, *warnings)
     sweep = request.training_timesteps
     options = CalibrationOptions(

@@ -255,8 +255,12 @@ def _check_plan_alone(options: argparse.Namespace) -> None:
             raise UserError(f"{option} and --plan exclude each other: the plan already decides it")
 
 
-def run(request: QuantizeRequest) -> QuantizationReport:
+def run(
+    request: QuantizeRequest, tell: Callable[[str], None] = lambda warning: None
+) -> QuantizationReport:
     """Quantize the model and write it, its plan and its report; progress goes to stderr.
+
+    ``tell`` takes what is worth stopping for, as soon as it is known.
 
     Raises:
         UserError: anything wrong with the inputs. Nothing is written then.
@@ -264,7 +268,7 @@ def run(request: QuantizeRequest) -> QuantizationReport:
     from qvd_trt.tools.cli.display import BarProgress
     from qvd_trt.tools.quantize import quantize
 
-    return quantize(request, BarProgress())
+    return quantize(request, BarProgress(), tell)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -274,16 +278,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     from qvd_trt.tools.cli.export_summary import print_summary
-    from qvd_trt.tools.quantize_request import defaults_warning
 
     request = read_request(options)
     if options.list_layers:
         return _list_layers(request)
-    # Before the hours that it is about.
-    early = [warning for warning in [defaults_warning(request)] if warning is not None]
-    say(NAME, warnings=early)
-    report = run(request)
-    say(NAME, warnings=[warning for warning in report.warnings if warning not in early])
+    told: list[str] = []
+
+    def tell(warning: str) -> None:
+        say(NAME, warnings=[warning])
+        told.append(warning)
+
+    report = run(request, tell)
+    say(NAME, warnings=[warning for warning in report.warnings if warning not in told])
     print_report(NAME, report, options, print_summary)
     return EXIT_OK
 

@@ -84,9 +84,7 @@ def main(arguments: Sequence[str]) -> None:
         answer_file.write_bytes(pickle.dumps(answer))
     except OSError as error:
         answer_file.unlink(missing_ok=True)  # Half of it would be read.
-        sys.exit(
-            f"the engine cannot be handed over: {error}; free space for scratch files (TMPDIR)"
-        )
+        sys.exit(f"{error}; free space for scratch files, or give another folder with TMPDIR")
 
 
 def end_with(parent: int) -> None:
