@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
 from qvd_trt.calibrators.calibrate import CalibrationOptions, calibrate
@@ -38,12 +39,14 @@ from qvd_trt.export.plan.quant_plan import QuantPlan
 from qvd_trt.export.plan.site_types import GraphSites, KeptLayer
 from qvd_trt.export.progress import SILENT, Progress
 from qvd_trt.export.targets import FloatType
+from qvd_trt.tools.edited_plan import is_edited, plan_digest, spare_name
 from qvd_trt.tools.measure_held_out import measure_file
 from qvd_trt.tools.quantize_report import (
     HeldOutScore,
     QuantizationReport,
     TemporalScore,
     int8_share,
+    layer_names,
     weakest_layers,
 )
 from qvd_trt.tools.quantize_request import (
@@ -55,11 +58,24 @@ from qvd_trt.tools.quantize_request import (
     report_path,
 )
 
+Tell = Callable[[str], None]
+"""Takes a warning while the work goes on."""
 
-def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> QuantizationReport:
+
+def quantize(
+    request: QuantizeRequest,
+    progress: Progress = SILENT,
+    tell: Tell = lambda warning: None,
+) -> QuantizationReport:
     """Calibrate, solve, rewrite, measure and write: the whole of ``qvd-export``.
 
     Writes the QDQ model and, beside it, its plan and its report. The input is only ever read.
+
+    Args:
+        request: What to do.
+        progress: Shows each step.
+        tell: Takes at once what is worth stopping for before hours of sampling; the report has it,
+            too.
 
     Raises:
         UserError: anything wrong with the inputs; nothing but the statistics is written then.
@@ -76,27 +92,61 @@ def quantize(request: QuantizeRequest, progress: Progress = SILENT) -> Quantizat
         if given is not None:
             _check_given(request, given, model)
     with clock.measure("calibrate"):
-        calibration = _statistics(request, model, sites, progress)
+        calibration = _statistics(request, model, sites, progress, tell)
     with clock.measure("solve"):
         plan = given or _make_plan(solving, model, sites, calibration.stats, progress)
     held_out = () if calibration.stats is None else calibration.stats.held_out
     with written_together(request.output) as staged:
         with clock.measure("write"), progress.step("write", None):
             emitted = apply_plan(model, plan, request.apply)
-            written = save_model(emitted, staged, external=model.has_external_data or None)
+            saved = save_model(emitted, staged, external=model.has_external_data or None)
             del emitted
-            if not same_file(request.plan, plan_path(request.output)):
-                save_plan(plan, plan_path(staged))
-            quantized_bytes = sum(file.stat().st_size for file in written)
+            kept = _write_plan(request, plan, staged)
+            quantized_bytes = sum(file.stat().st_size for file in saved)
         with clock.measure("measure"):
             scores = measure_file(staged, model.signature.output.name, held_out, progress)
-        warnings = calibration.warnings + _range_warnings(request, model, plan, calibration.stats)
-        calibration = replace(calibration, warnings=warnings)
+        ranges = _range_warnings(request, model, plan, calibration.stats)
+        given_here = same_file(request.plan, plan_path(request.output))
+        written_plan = plan_path(request.output if given_here else staged)
         report = _report(
             request, model, sites, plan, calibration, scores, quantized_bytes, clock.seconds
         )
+        report = replace(
+            report,
+            warnings=(*report.warnings, *ranges, *kept),
+            plan_sha256=plan_digest(written_plan),
+            written=_written(request, staged, calibration),
+        )
         write_atomically(report_path(staged), report.to_json().encode())
     return report
+
+
+def _write_plan(request: QuantizeRequest, plan: QuantPlan, staged: Path) -> tuple[str, ...]:
+    """Write the plan, and beside it the one in its place where that was edited; with a warning."""
+    target = plan_path(request.output)
+    if same_file(request.plan, target):
+        return ()
+    new = plan_path(staged)
+    save_plan(plan, new)
+    if not is_edited(target, report_path(request.output)):
+        return ()
+    old = target.read_bytes()
+    if old == new.read_bytes():
+        return ()
+    spare = spare_name(target)
+    staged.with_name(spare.name).write_bytes(old)
+    return (
+        f"{target} is not what the last export wrote there, and is kept as {spare}; apply it with "
+        f"--plan {spare} and another -o",
+    )
+
+
+def _written(request: QuantizeRequest, staged: Path, calibration: _Calibration) -> tuple[str, ...]:
+    """All files that the export leaves, the model first and the report last."""
+    beside = {path.name for path in staged.parent.iterdir()} - {staged.name}
+    names = [staged.name, *sorted(beside), report_path(request.output).name]
+    files = [str(request.output.with_name(name)) for name in names]
+    return (*files, str(request.stats)) if calibration.saved else tuple(files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +154,7 @@ class _Calibration:
     stats: ActivationStats | None
     description: str
     warnings: tuple[str, ...] = ()
+    saved: bool = False
 
 
 class _Clock:
@@ -133,7 +184,11 @@ def _refuse_empty(plan: QuantPlan) -> None:
 
 
 def _statistics(
-    request: QuantizeRequest, model: FloatModel, sites: GraphSites, progress: Progress
+    request: QuantizeRequest,
+    model: FloatModel,
+    sites: GraphSites,
+    progress: Progress,
+    tell: Tell,
 ) -> _Calibration:
     kept_stats = request.stats is not None and request.stats.exists()
     if request.plan is None and request.bits.is_float and not kept_stats:
@@ -151,6 +206,7 @@ def _statistics(
     else:
         source, warnings = _self_sampling(request.sampling, model.signature)
         if (defaults := defaults_warning(request)) is not None:
+            tell(defaults)
             warnings = (defaults, *warnings)
     sweep = request.training_timesteps
     options = CalibrationOptions(
@@ -163,7 +219,7 @@ def _statistics(
         warnings = (*warnings, diverged)
     if request.stats is not None:
         save_stats(stats, request.stats)
-    return _Calibration(stats, source.describe(), warnings)
+    return _Calibration(stats, source.describe(), warnings, saved=request.stats is not None)
 
 
 def _needs_rows(request: QuantizeRequest) -> bool:
@@ -295,4 +351,5 @@ def _report(
         float_bytes=model.bytes,
         quantized_bytes=quantized_bytes,
         seconds=seconds,
+        layers=layer_names(model),
     )

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from qvd_trt.export.atomic_files import json_text
+from qvd_trt.export.graph.find_layers import module_path
+from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.plan.quant_plan import QuantPlan
 from qvd_trt.export.plan.site_types import KeptLayer, Layer, OddLayer
 
@@ -40,6 +42,23 @@ class WeakLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerNames:
+    """What ``--keep`` may call a layer by.
+
+    Attributes:
+        name: The node.
+        op: Its operator.
+        module: The torch module that it was traced from; empty where the file does not tell.
+        weight: Its weight.
+    """
+
+    name: str
+    op: str
+    module: str
+    weight: str
+
+
+@dataclass(frozen=True, slots=True)
 class Int8Share:
     """Share of multiply-accumulates with int8 input and weight, 0 to 1.
 
@@ -56,7 +75,9 @@ class Int8Share:
 class QuantizationReport:
     """The outcome of one export.
 
-    ``float_bytes`` and ``quantized_bytes`` are the sizes of the two models' files.
+    ``float_bytes`` and ``quantized_bytes`` are the sizes of the two models' files; ``written`` are
+    all files that were written, and ``plan_sha256`` is of the plan's file, to tell later whether it
+    was edited.
     """
 
     model: str
@@ -81,6 +102,9 @@ class QuantizationReport:
     float_bytes: int
     quantized_bytes: int
     seconds: Mapping[str, float]
+    layers: tuple[LayerNames, ...] = ()
+    written: tuple[str, ...] = ()
+    plan_sha256: str | None = None
 
     def mean_sqnr(self) -> float | None:
         """Mean SQNR over the held-out calls, in dB."""
@@ -123,6 +147,14 @@ def int8_share(
     return Int8Share(
         all_layers=share(names),
         eligible=share([name for name in names if name not in excluded]),
+    )
+
+
+def layer_names(model: FloatModel) -> tuple[LayerNames, ...]:
+    """The names of every layer that can be quantized, in the order of the graph."""
+    return tuple(
+        LayerNames(layer.name, layer.op.value, module_path(model.nodes[layer.name]), layer.weight)
+        for layer in model.layers.values()
     )
 
 

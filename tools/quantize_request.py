@@ -9,7 +9,13 @@ from pathlib import Path
 
 from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
 from qvd_trt.export.apply_plan import ApplyOptions
-from qvd_trt.export.atomic_files import beside, refuse_overwriting, require_writable, same_file
+from qvd_trt.export.atomic_files import (
+    beside,
+    not_a_file,
+    refuse_overwriting,
+    require_writable,
+    same_file,
+)
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.model_file import data_path
 from qvd_trt.export.ort_session import CPU
@@ -86,10 +92,7 @@ def report_path(output: Path) -> Path:
 
 
 def defaults_warning(request: QuantizeRequest) -> str | None:
-    """What an export makes up because it was told neither calls nor how to sample them, or None.
-
-    Known before the model is read, so that it can be said before hours of sampling.
-    """
+    """What an export makes up because it was told neither calls nor how to sample them, or None."""
     if (
         request.calibration
         or (request.plan is None and request.bits.is_float)
@@ -114,7 +117,8 @@ def _near_miss(path: Path | None) -> str:
     """A file beside one that does not exist whose name is nearly the same, as a question."""
     if path is None or not path.absolute().parent.is_dir():
         return ""
-    names = [file.name for file in path.absolute().parent.glob(f"*{path.suffix}")]
+    files = path.absolute().parent.glob(f"*{path.suffix}")
+    names = [file.name for file in files if file.is_file()]
     close = get_close_matches(path.name, names, n=1, cutoff=0.8)
     return f" (did you mean {path.with_name(close[0])}?)" if close else ""
 
@@ -133,9 +137,12 @@ def check_paths(request: QuantizeRequest) -> None:
         raise UserError(f"the output {output} is a folder; give a file name")
     if request.stats is not None and request.stats.suffix != ".npz":
         raise UserError(f"--stats: {request.stats} must end in .npz")
-    for file in (output, request.stats):
-        if file is not None:
-            require_writable(file)
+    for option, file in _outputs(request):
+        if file is None:
+            continue
+        if file.exists() and not file.is_file():
+            raise UserError(f"{option} {file} {not_a_file(file)}; remove it, or give another path")
+        require_writable(file)
 
 
 def check_overwriting(request: QuantizeRequest, model_files: Iterable[Path]) -> None:
@@ -146,15 +153,17 @@ def check_overwriting(request: QuantizeRequest, model_files: Iterable[Path]) -> 
     Raises:
         UserError: naming both.
     """
-    output = request.output
-    plan = plan_path(output)
-    refuse_overwriting(
-        [
-            ("--output", output),
-            ("the weights of --output", data_path(output)),
-            ("the plan of --output", None if same_file(request.plan, plan) else plan),
-            ("the report of --output", report_path(output)),
-            ("--stats", request.stats),
-        ],
-        [*model_files, *request.calibration, request.plan, *request.also_read],
+    read = [*model_files, *request.calibration, request.plan, *request.also_read]
+    refuse_overwriting(_outputs(request), read)
+
+
+def _outputs(request: QuantizeRequest) -> tuple[tuple[str, Path | None], ...]:
+    """Every file that an export may write, with the option that it follows from."""
+    output, plan = request.output, plan_path(request.output)
+    return (
+        ("--output", output),
+        ("the weights of --output", data_path(output)),
+        ("the plan of --output", None if same_file(request.plan, plan) else plan),
+        ("the report of --output", report_path(output)),
+        ("--stats", request.stats),
     )

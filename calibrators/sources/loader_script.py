@@ -17,6 +17,7 @@ from typing import Any
 
 from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
 from qvd_trt.calibrators.sources.polygraphy_json import feed_arrays
+from qvd_trt.export.atomic_files import not_a_file
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.signature import ModelSignature, check_inputs
 
@@ -104,7 +105,7 @@ class LoaderScript:
 
 def _find_function(path: Path) -> Callable[[], Any]:
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give a Python script with {FUNCTION}()")
+        raise UserError(f"{path} {not_a_file(path)}; give a Python script with {FUNCTION}()")
     module = _import_script(path)
     function = getattr(module, FUNCTION, None)
     if not callable(function):

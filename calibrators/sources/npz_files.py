@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ import numpy as np
 
 from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
 from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.atomic_files import not_a_file
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.signature import ModelSignature, check_inputs
 
@@ -38,6 +40,11 @@ class ArrayHeader:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
+    @property
+    def bytes(self) -> int:
+        """Size of the array's data."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 def read_npz(path: Path) -> dict[str, AnyArray]:
     """All arrays of one ``.npz`` file, by name.
@@ -60,13 +67,19 @@ def read_headers(path: Path) -> dict[str, ArrayHeader]:
         UserError: the file is missing or damaged, holds no array, or holds Python objects.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give an .npz file of input arrays")
+        raise UserError(f"{path} {not_a_file(path)}; give an .npz file of input arrays")
     headers: dict[str, ArrayHeader] = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            for entry in archive.namelist():
+            for entry in archive.infolist():
                 with archive.open(entry) as file:
-                    headers[entry.removesuffix(".npy")] = _read_header(file)  # type: ignore[arg-type]
+                    header = _read_header(file)  # type: ignore[arg-type]
+                if not header.dtype.hasobject and header.bytes > entry.file_size:
+                    # Else reading it would ask for that much memory first.
+                    raise ValueError(
+                        f"{entry.filename} claims {header.bytes} bytes and has {entry.file_size}"
+                    )
+                headers[entry.filename.removesuffix(".npy")] = header
     except READ_ERRORS as error:
         raise _damaged(path, error) from error
     if not headers:

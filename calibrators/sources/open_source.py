@@ -11,6 +11,7 @@ from qvd_trt.calibrators.sources.loader_script import LoaderScript
 from qvd_trt.calibrators.sources.npz_files import NpzFiles
 from qvd_trt.calibrators.sources.polygraphy_json import PolygraphyJson
 from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.atomic_files import not_a_file
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.signature import ModelSignature
 
@@ -69,8 +70,8 @@ def open_source(paths: Sequence[Path], signature: ModelSignature) -> Calibration
 
 
 def _open_one(path: Path, signature: ModelSignature) -> CalibrationSource:
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give {_KINDS}")
+    if not (path.is_dir() or path.is_file()):
+        raise UserError(f"{path} {not_a_file(path)}; give {_KINDS}")
     if path.is_dir():
         has_npz = any(path.glob("*.npz"))
         has_json = any(path.glob("*.json"))

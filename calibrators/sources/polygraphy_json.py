@@ -10,6 +10,7 @@ import numpy as np
 
 from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
 from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.atomic_files import not_a_file
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.signature import ModelSignature, check_inputs
 
@@ -118,5 +119,5 @@ def _list_files(path: Path) -> tuple[Path, ...]:
             raise UserError(f"{path} holds no .json file; {_HOW_TO}")
         return files
     if not path.is_file():
-        raise UserError(f"{path} does not exist; {_HOW_TO}")
+        raise UserError(f"{path} {not_a_file(path)}; {_HOW_TO}")
     return (path,)

@@ -27,10 +27,16 @@ def test_before_the_work(command: Command, monkeypatch: pytest.MonkeyPatch) -> N
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qvd_trt.tools.quantize.open_model", stop)
+    monkeypatch.setattr("qvd_trt.tools.quantize.calibrate", stop)
     result = command("model.onnx", *SHAPES)
     assert result.code == 130
     assert "default settings" in result.err
+
+
+def test_refusals_stay_one_line(command: Command) -> None:
+    """Nothing was sampled then."""
+    assert "absent.onnx does not exist" in command.refused("absent.onnx")
+    assert "use 1 to 1000" in command.refused("model.onnx", *SHAPES, "--steps", "0")
 
 
 def test_misspelled_statistics(command: Command) -> None:

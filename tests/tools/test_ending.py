@@ -88,6 +88,12 @@ class TestCrash:
         assert "KeyError: 'odd'" in result.err
 
 
+def send(number: signal.Signals) -> int:
+    """A body that sends its own process a signal."""
+    os.kill(os.getpid(), number)
+    return 0
+
+
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
     def test_leave_nothing(self, command: Command, number: signal.Signals, tmp_path: Path) -> None:
@@ -118,18 +124,13 @@ class TestSignals:
         """As nohup wants it; and what was there before is there afterwards."""
         former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
-            assert run_command("name", lambda: _killed(signal.SIGHUP)) == 0
+            assert run_command("name", lambda: send(signal.SIGHUP)) == 0
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         finally:
             signal.signal(signal.SIGHUP, former)
-        assert run_command("name", lambda: _killed(signal.SIGTERM)) == 143
+        assert run_command("name", lambda: send(signal.SIGTERM)) == 143
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         assert capsys.readouterr().err == "name: stopped by SIGTERM\n"
-
-
-def _killed(number: signal.Signals) -> int:
-    os.kill(os.getpid(), number)
-    return 0
 
 
 def run_with_stdout(command: Command, arguments: Sequence[str], stdout: int) -> tuple[int, str]:

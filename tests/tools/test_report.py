@@ -48,6 +48,7 @@ REPORT = QuantizationReport(
     float_bytes=2_500_000_000,
     quantized_bytes=640_000_000,
     seconds={"load": 1.25},
+    written=("model.w8a8.onnx", "model.w8a8.plan.json", "model.w8a8.report.json"),
 )
 
 

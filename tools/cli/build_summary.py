@@ -51,7 +51,7 @@ def _rows(report: BuildReport) -> list[tuple[str, list[str]]]:
     rows.append(("engine", [f"{decimal(report.engine_bytes)}, built in {report.seconds:.1f} s"]))
     if report.trtexec is not None:
         rows.append(("trtexec", [report.trtexec]))
-    rows.append(("written", [report.engine, report.report]))
+    rows.append(("written", list(report.written)))
     return rows
 
 

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from qvd_trt.export.errors import UserError
 
@@ -54,7 +54,7 @@ def command_parser(
         examples: Command lines, one a line.
         verbose: What ``--verbose`` adds, for its help.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=name,
         description=description,
         epilog=f"examples:\n{examples}",
@@ -74,6 +74,19 @@ def command_parser(
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("-v", "--verbose", action="store_true", help=verbose)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says where positional arguments go when an option of several values has taken them."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("the following arguments are required"):
+            taking = [action.option_strings[-1] for action in self._actions if action.nargs == "+"]
+            message += (
+                f"; put them first, before the options: {' and '.join(taking)} take all words that "
+                "follow"
+            )
+        super().error(message)
 
 
 class _Version(argparse.Action):

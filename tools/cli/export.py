@@ -25,6 +25,7 @@ from qvd_trt.tools.cli.common import (
     EXIT_OK,
     add_model_options,
     command_parser,
+    drop_stdout,
     known,
     print_report,
     read_besides,
@@ -68,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Quantize a float ONNX video denoiser with QVD (SCRI and HTDQ) and write a QDQ ONNX file "
         "for TensorRT and ONNX Runtime.",
         EXAMPLES,
-        verbose="list every layer kept float",
+        verbose="list every layer, by all the names that --keep matches, and why some stay float",
     )
     parser.add_argument("model", type=Path, help="float32 ONNX denoiser; never written to")
     parser.add_argument(
@@ -113,6 +114,11 @@ def _add_quantization(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="keep layers float whose node, weight, torch module or operator has this whole name "
         "(shell pattern); repeat",
+    )
+    group.add_argument(
+        "--list-layers",
+        action="store_true",
+        help="only list the layers, by all the names that --keep matches; writes nothing",
     )
     group.add_argument(
         "--min-sqnr",
@@ -191,9 +197,12 @@ def read_request(options: argparse.Namespace) -> QuantizeRequest:
         UserError: an unknown name, or options that do not go together.
     """
     from qvd_trt.export.apply_plan import ApplyOptions
+    from qvd_trt.export.atomic_files import not_a_file
     from qvd_trt.tools.quantize_request import QuantizeRequest
 
     _check_plan_alone(options)
+    if options.plan is not None and options.plan.exists() and not options.plan.is_file():
+        raise UserError(f"--plan: {options.plan} {not_a_file(options.plan)}; give a plan's file")
     bits = W8A8 if options.bits is None else Bits.parse(options.bits)
     algorithm = known("--algorithm", options.algorithm, ALGORITHMS) or DEFAULT_ALGORITHM
     temporal = known("--temporal", options.temporal, (*CODEBOOKS, TEMPORAL_FLOAT))
@@ -246,8 +255,12 @@ def _check_plan_alone(options: argparse.Namespace) -> None:
             raise UserError(f"{option} and --plan exclude each other: the plan already decides it")
 
 
-def run(request: QuantizeRequest) -> QuantizationReport:
+def run(
+    request: QuantizeRequest, tell: Callable[[str], None] = lambda warning: None
+) -> QuantizationReport:
     """Quantize the model and write it, its plan and its report; progress goes to stderr.
+
+    ``tell`` takes what is worth stopping for, as soon as it is known.
 
     Raises:
         UserError: anything wrong with the inputs. Nothing is written then.
@@ -255,7 +268,7 @@ def run(request: QuantizeRequest) -> QuantizationReport:
     from qvd_trt.tools.cli.display import BarProgress
     from qvd_trt.tools.quantize import quantize
 
-    return quantize(request, BarProgress())
+    return quantize(request, BarProgress(), tell)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -265,15 +278,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     from qvd_trt.tools.cli.export_summary import print_summary
-    from qvd_trt.tools.quantize_request import defaults_warning
 
     request = read_request(options)
-    # Before the hours that it is about.
-    early = [warning for warning in [defaults_warning(request)] if warning is not None]
-    say(NAME, warnings=early)
-    report = run(request)
-    say(NAME, warnings=[warning for warning in report.warnings if warning not in early])
+    if options.list_layers:
+        return _list_layers(request)
+    told: list[str] = []
+
+    def tell(warning: str) -> None:
+        say(NAME, warnings=[warning])
+        told.append(warning)
+
+    report = run(request, tell)
+    say(NAME, warnings=[warning for warning in report.warnings if warning not in told])
     print_report(NAME, report, options, print_summary)
+    return EXIT_OK
+
+
+def _list_layers(request: QuantizeRequest) -> int:
+    from qvd_trt.export.model_file import open_model
+    from qvd_trt.tools.cli.export_summary import print_layers
+    from qvd_trt.tools.quantize_report import layer_names
+
+    model = open_model(request.model, request.timestep_input, request.latent_input)
+    try:
+        print_layers(layer_names(model))
+        sys.stdout.flush()
+    except OSError:
+        drop_stdout()
+        raise
     return EXIT_OK
 
 

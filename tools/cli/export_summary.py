@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.filesize import decimal
 
 from qvd_trt.tools.cli.display import SummaryConsole, print_labelled, print_table
-from qvd_trt.tools.quantize_report import QuantizationReport
+from qvd_trt.tools.quantize_report import LayerNames, QuantizationReport
 
 REASONS_SHOWN = 8
 
@@ -22,6 +23,7 @@ def print_summary(report: QuantizationReport, *, verbose: bool) -> None:
     print_labelled(console, _rows(report), wrap=True)
     if verbose:
         _print_kept(console, report)
+        print_layers(report.layers)
 
 
 def _rows(report: QuantizationReport) -> list[tuple[str, list[str]]]:
@@ -55,7 +57,7 @@ def _rows(report: QuantizationReport) -> list[tuple[str, list[str]]]:
         rows.append(("weakest layer", [f"{weakest.name}: {weakest.sqnr:.1f} dB"]))
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
     rows.append(("time", [times]))
-    rows.append(("written", [report.output, report.plan, report.report]))
+    rows.append(("written", list(report.written)))
     return rows
 
 
@@ -94,6 +96,15 @@ def _sqnr(report: QuantizationReport) -> str:
 def _print_kept(console: Console, report: QuantizationReport) -> None:
     cells = [("kept float", "operator", "reason")]
     cells += [(layer.name, layer.op, layer.reason) for layer in report.kept]
+    console.print()
+    print_table(console, cells)
+
+
+def print_layers(layers: Sequence[LayerNames]) -> None:
+    """Print by what names ``--keep`` finds each layer."""
+    cells = [("node", "operator", "torch module", "weight")]
+    cells += [(layer.name, layer.op, layer.module, layer.weight) for layer in layers]
+    console = SummaryConsole()
     console.print()
     print_table(console, cells)
 

@@ -43,7 +43,9 @@ def parse_arguments(
     """
     recipe = _find_recipe(arguments)
     if recipe is None:
-        return parser.parse_args(arguments)
+        options = parser.parse_args(arguments)
+        _refuse_odd_paths(options)
+        return options
     actions = {_key(action): action for action in parser._actions if _may_be_in_recipe(action)}
     defaults = {action.dest: action.default for action in actions.values()}
     values = _read_values(recipe, actions)
@@ -55,7 +57,23 @@ def parse_arguments(
     ]
     if missing:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
+    _refuse_odd_paths(options)
     return options
+
+
+def _refuse_odd_paths(options: argparse.Namespace) -> None:
+    """Refuse file names that are no text: JSON, ONNX and ONNX Runtime hold only UTF-8."""
+    for name, value in vars(options).items():
+        for path in value if isinstance(value, list) else [value]:
+            if not isinstance(path, (Path, str)):
+                continue
+            try:
+                str(path).encode()
+            except UnicodeEncodeError:
+                shown = str(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
+                raise UserError(
+                    f"{name}: {shown} is not UTF-8, which files and reports need; rename it"
+                ) from None
 
 
 def _find_recipe(arguments: Sequence[str] | None) -> Path | None:

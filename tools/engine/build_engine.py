@@ -79,6 +79,7 @@ class BuildReport:
         counts: Numbers of layers.
         nodes: Every Conv, ConvTranspose, MatMul and Gemm with constant weights.
         layers: Every layer of the engine.
+        written: All files that the build wrote.
     """
 
     model: str
@@ -100,6 +101,7 @@ class BuildReport:
     counts: LayerCounts
     nodes: tuple[NodePrecision, ...]
     layers: tuple[EngineLayer, ...]
+    written: tuple[str, ...] = ()
 
     @property
     def int8_nodes(self) -> int:
@@ -197,6 +199,7 @@ def _report(
         counts=count_layers(answer.layers, model.htdq_nodes),
         nodes=() if unlisted is not None else tuple(nodes),
         layers=answer.layers,
+        written=tuple(str(path) for _, path in _outputs(request) if path is not None),
     )
 
 

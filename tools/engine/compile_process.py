@@ -80,7 +80,11 @@ def main(arguments: Sequence[str]) -> None:
         answer = CompileAnswer(failed=error.step, errors=error.errors)
     except Exception as error:  # the bindings raise what they like, a traceback helps nobody
         answer = CompileAnswer(failed="build", errors=(f"{type(error).__name__}: {error}",))
-    answer_file.write_bytes(pickle.dumps(answer))
+    try:
+        answer_file.write_bytes(pickle.dumps(answer))
+    except OSError as error:
+        answer_file.unlink(missing_ok=True)  # Half of it would be read.
+        sys.exit(f"{error}; free space for scratch files, or give another folder with TMPDIR")
 
 
 def end_with(parent: int) -> None:

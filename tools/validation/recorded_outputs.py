@@ -12,6 +12,7 @@ import numpy as np
 
 from qvd_trt.calibrators.sources.calls import DenoiserCall
 from qvd_trt.export.arrays import AnyArray, Float32Array
+from qvd_trt.export.atomic_files import not_a_file
 from qvd_trt.export.errors import UserError
 from qvd_trt.tools.validation.report import ENGINE, as_float32
 
@@ -88,7 +89,7 @@ def _by_number(path: Path) -> list[tuple[int, str]]:
 
 def _decode(file: Path) -> Iterator[dict[str, AnyArray]]:
     if not file.is_file():
-        raise UserError(f"{file} does not exist; {_KINDS}")
+        raise UserError(f"{file} {not_a_file(file)}; {_KINDS}")
     try:
         text = file.read_text(encoding="utf-8")
         data: Any = json.loads(text)
