@@ -29,7 +29,7 @@ class ExportableCalls(TorchFunctionMode):
     | `repeat_interleave` by one count | its Expand is right at batch 1 only | expand, flatten |
     | `masked_fill` of a bool tensor | ONNX's Where would mix types | and, or |
     | `squeeze` of a size that is not 1 | the rank is unknown | nothing |
-    | `split` of a complex tensor | ONNX has none of it | split of its real pairs |
+    | `split`, `expand`, `unsqueeze`, `[]` of complex | not translated | the same of real pairs |
     | `linspace` of sizes | its count is fixed | arange times the step |
     | attention on data-dependent lengths | asks whether they are 0 | states that they are not |
     | `numpy.sqrt` or `** 0.5` of sizes | no such method, no such check | `torch.sym_sqrt` |
@@ -171,14 +171,44 @@ def _squeeze(input: Tensor, dim: int | None = None) -> Tensor | None:
     return None if isinstance(size, int) and size == 1 else input.view_as(input)
 
 
+# The exporter keeps a complex tensor as its real pairs, but lacks these calls on it. Each gives
+# None for a real tensor.
+
+
+def _pairs(input: Tensor) -> Tensor:
+    return torch.view_as_real(input.resolve_conj() if input.is_conj() else input)
+
+
 def _split(
     input: Tensor, split_size: int | list[int], dim: int = 0, **sizes: Any
 ) -> tuple[Tensor, ...] | None:
-    """`torch.split` of a complex tensor by its real pairs, None for other tensors."""
     if sizes or not input.is_complex() or input.ndim == 0:
         return None
-    parts = torch.split(torch.view_as_real(input), split_size, dim % input.ndim)
+    parts = torch.split(_pairs(input), split_size, dim % input.ndim)
     return tuple(torch.view_as_complex(part) for part in parts)
+
+
+def _expand(input: Tensor, *size: Any, **named: Any) -> Tensor | None:
+    if named or not input.is_complex():
+        return None
+    size = tuple(size[0]) if isinstance(size[0], list | tuple) else size
+    return torch.view_as_complex(_pairs(input).expand(*size, 2))
+
+
+def _unsqueeze(input: Tensor, dim: int) -> Tensor | None:
+    if not input.is_complex():
+        return None
+    return torch.view_as_complex(_pairs(input).unsqueeze(dim % (input.ndim + 1)))
+
+
+def _getitem(input: Tensor, index: Any) -> Tensor | None:
+    if not input.is_complex():
+        return None
+    if isinstance(index, tuple) and any(part is Ellipsis for part in index):
+        index = (*index, slice(None))
+    elif index is Ellipsis:
+        return input
+    return torch.view_as_complex(_pairs(input)[index])
 
 
 def _linspace(
@@ -235,6 +265,10 @@ _REWRITES: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.split: _split,
     torch.split_with_sizes: _split,
     Tensor.split_with_sizes: _split,
+    Tensor.expand: _expand,
+    torch.unsqueeze: _unsqueeze,
+    Tensor.unsqueeze: _unsqueeze,
+    Tensor.__getitem__: _getitem,
     torch.linspace: _linspace,
     functional.scaled_dot_product_attention: _attention,
 }

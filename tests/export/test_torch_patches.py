@@ -52,8 +52,6 @@ def test_masked_fill_in_place_changes_its_tensor() -> None:
         lambda x: x.squeeze(),
         lambda x: x.squeeze((0, 1)),
         lambda x: x.squeeze(-1),
-        lambda x: torch.cat(torch.complex(x, -x).split([2, 4], dim=-1)[::-1], dim=-1),
-        lambda x: torch.complex(x, -x).split(split_size=2, dim=2)[2],
         lambda x: x.repeat_interleave(torch.tensor(2), dim=1),
         lambda x: torch.linspace(0, 5, 4),
         lambda x: torch.masked_fill(x, x > 1, 0.5),
@@ -64,6 +62,31 @@ def test_calls_without_a_trap_stay(call: Callable[[Tensor], Tensor]) -> None:
     with ExportableCalls():
         found = call(x)
     assert torch.equal(found, call(x))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda z: torch.cat(z.split([2, 4], dim=-1)[::-1], dim=-1),
+        lambda z: z.split(split_size=2, dim=2)[2],
+        lambda z: z.conj().split(4, -1)[1],
+        lambda z: z.expand(3, -1, 6),
+        lambda z: z.expand((2, 3, 1, 6)),
+        lambda z: z.unsqueeze(-1),
+        lambda z: torch.unsqueeze(z, dim=0),
+        lambda z: z[None, 0, ..., 2:5],
+        lambda z: z[..., 1],
+        lambda z: z[0, :, torch.tensor([3, 1])],
+        lambda z: z[z.real > 2],
+        lambda z: z[...],
+    ],
+)
+def test_complex_calls_equal_torch(call: Callable[[Tensor], Tensor]) -> None:
+    z = torch.complex(torch.arange(6.0), -torch.ones(6)).reshape(1, 1, 6)
+    with ExportableCalls():
+        found = call(z)
+    assert found.shape == call(z).shape
+    assert torch.equal(found, call(z))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -130,7 +153,8 @@ class ComplexRotary(nn.Module):
         angles = torch.outer(torch.arange(16.0), torch.tensor([1.0, 0.1]))
         table = torch.polar(torch.ones_like(angles), angles)
         width = x.shape[1]
-        table = torch.cat([part[:width] for part in table.split_with_sizes([1, 1], dim=1)], dim=1)
+        parts = table.split_with_sizes([1, 1], dim=1)
+        table = torch.cat([part[:width].expand(width, 1) for part in parts], dim=1)
         turned = torch.view_as_complex((x + y).unflatten(2, (2, 2))) * table[None]
         return torch.view_as_real(turned).flatten(2)
 
