@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
 import os
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +31,8 @@ from qvd_trt.export.model_file import (
     needs_external_data,
     save_model,
 )
-from qvd_trt.export.torch_patches import ExportableCalls
+from qvd_trt.export.torch_patches import SYMBOLIC_TRANSLATIONS, ExportableCalls, tied_axes
+from qvd_trt.export.trace_errors import explain, first_words, fixed_axes, measures_otherwise, quiet
 
 
 class ExportError(UserError):
@@ -107,17 +106,18 @@ def export_denoiser(
     path = Path(path)
     example_inputs = _in_forward_order(module, example_inputs)
     _validate(example_inputs, dynamic_dims, verify_inputs, output_names)
+    every_input = (example_inputs, *verify_inputs)
     with _inference_mode(module):
-        model = _trace(module, example_inputs, dynamic_dims, opset, output_names)
+        _require_single_precision(module, every_input)
+        expected = [_run(module, inputs, output_names) for inputs in every_input]
+        model = _trace(module, example_inputs, verify_inputs, dynamic_dims, opset, output_names)
         _require_dynamic(model, dynamic_dims)
         _strip_metadata(model)
 
         external = needs_external_data(model, external_data_threshold)
         with written_together(path) as staged:
             save_model(model, staged, external=external)
-            checks = _verify(
-                module, staged, (example_inputs, *verify_inputs), output_names, tolerance
-            )
+            checks = _verify(staged, every_input, expected, output_names, tolerance)
     return ExportReport(
         path=path,
         external_data=data_path(path) if external else None,
@@ -181,34 +181,83 @@ def _inference_mode(module: nn.Module) -> Iterator[None]:
             submodule.training = training
 
 
+def _require_single_precision(
+    module: nn.Module, all_inputs: Sequence[Mapping[str, Tensor]]
+) -> None:
+    """Raise ExportError for 16-bit floats among the parameters or the inputs.
+
+    The file is checked on the CPU, where ONNX Runtime has no bfloat16 kernels, and float16 ones
+    that round otherwise than torch's: a wrong graph could not be told from a right one.
+    """
+    tensors = {f"parameter {name!r}": tensor for name, tensor in module.named_parameters()}
+    for inputs in all_inputs:
+        tensors |= {f"input {name!r}": tensor for name, tensor in inputs.items()}
+    for what, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.element_size() < 4:
+            raise ExportError(
+                f"{what} of {type(module).__name__} is {str(tensor.dtype).removeprefix('torch.')},"
+                " and the check of the file in ONNX Runtime on the CPU needs float32: pass"
+                " module.float() and float32 inputs; the precision of the result is chosen when it"
+                " is quantized (qvd-export --dtype)"
+            )
+
+
+def _run(
+    module: nn.Module, inputs: Mapping[str, Tensor], output_names: Sequence[str]
+) -> list[npt.NDArray[Any]]:
+    """The eager outputs; raises ExportError where the module itself fails, in torch's words.
+
+    Before the trace, which takes minutes on a large model and tells of a bad input less clearly.
+    """
+    try:
+        leaves = pytree.tree_leaves(module(**inputs))
+    except Exception as error:
+        shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+        raise ExportError(
+            f"{type(module).__name__} itself fails at {shapes}: {first_words(error)}"
+        ) from error
+    outputs = [leaf.numpy(force=True) for leaf in leaves if isinstance(leaf, Tensor)]
+    if len(outputs) != len(output_names):
+        raise ExportError(
+            f"{type(module).__name__} returns {len(outputs)} tensors, "
+            f"output_names has {len(output_names)}: {list(output_names)}"
+        )
+    return outputs
+
+
 def _trace(
     module: nn.Module,
     example_inputs: Mapping[str, Tensor],
+    others: Sequence[Mapping[str, Tensor]],
     dynamic_dims: Mapping[str, Mapping[int, str]],
     opset: int,
     output_names: Sequence[str],
 ) -> ir.Model:
-    """Return the ONNX graph of `module`; raises ExportError when torch cannot make it."""
-    shapes = {name: dict(dynamic_dims.get(name, {})) for name in example_inputs}
+    """Return the ONNX graph of `module`; raises ExportError when torch cannot make it.
+
+    It is traced at `example_inputs`; where an axis comes out as a number there, at the first of
+    `others` that measures otherwise: a model may compare a size with the one it was made for.
+    """
+    program = None
     try:
-        with ExportableCalls(), _quiet():
+        with ExportableCalls(), tied_axes(module, dynamic_dims), quiet():
             program = torch.onnx.export(
                 module,
                 kwargs=dict(example_inputs),
-                dynamic_shapes=shapes,
+                dynamic_shapes={name: dict(dynamic_dims.get(name, {})) for name in example_inputs},
                 input_names=list(example_inputs),
                 output_names=list(output_names),
                 opset_version=opset,
+                custom_translation_table=SYMBOLIC_TRANSLATIONS,
                 dynamo=True,
                 verbose=False,
             )
     except Exception as error:
-        cause = error.__cause__ or error  # torch's own outer message is general advice
-        raise ExportError(
-            f"torch.onnx.export failed on {type(module).__name__}: {cause}\n"
-            "A size equality it cannot prove can be stated by torch._check in the module's forward;"
-            " an axis it specializes must leave dynamic_dims."
-        ) from error
+        for other in others:
+            if measures_otherwise(other, fixed_axes(error)):
+                return _trace(module, other, (), dynamic_dims, opset, output_names)
+        why = explain(error, module, example_inputs, dynamic_dims)
+        raise ExportError(f"torch.onnx.export failed on {type(module).__name__}: {why}") from error
     if program is None:
         raise ExportError("torch.onnx.export returned no program")
     model: ir.Model = program.model
@@ -216,22 +265,6 @@ def _trace(
     if found != list(output_names):
         raise ExportError(f"the module returns {len(found)} tensors: {found}, not {output_names}")
     return model
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back the exporter's warnings and the notices it logs about its own workings."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _require_dynamic(model: ir.Model, dynamic_dims: Mapping[str, Mapping[int, str]]) -> None:
@@ -281,13 +314,13 @@ def _strip_metadata(model: ir.Model) -> None:
 
 
 def _verify(
-    module: nn.Module,
     path: Path,
     all_inputs: Sequence[Mapping[str, Tensor]],
+    all_expected: Sequence[Sequence[npt.NDArray[Any]]],
     output_names: Sequence[str],
     tolerance: float,
 ) -> tuple[AgreementCheck, ...]:
-    """Compare the file with `module` at all inputs; raises ExportError where they disagree."""
+    """Compare the file with torch at all inputs; raises ExportError where they disagree."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     try:
@@ -296,10 +329,8 @@ def _verify(
         raise ExportError(f"ONNX Runtime cannot load the exported file: {error}") from error
     taken = {value.name for value in session.get_inputs()}
     checks = []
-    for inputs in all_inputs:
+    for inputs, expected in zip(all_inputs, all_expected, strict=True):
         shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
-        leaves = pytree.tree_leaves(module(**inputs))
-        expected = [leaf.numpy(force=True) for leaf in leaves if isinstance(leaf, Tensor)]
         feeds = {name: t.numpy(force=True) for name, t in inputs.items() if name in taken}
         try:
             actual = session.run(list(output_names), feeds)

@@ -39,6 +39,7 @@ class Denoiser:
     example_inputs: dict[str, Tensor]
     verify_inputs: tuple[dict[str, Tensor], ...]
     dynamic_dims: Mapping[str, Mapping[int, str]]
+    output_names: tuple[str, ...] = ("out",)
 
 
 class _SvdDenoiser(nn.Module):
@@ -89,7 +90,7 @@ def wan(seed: int = 0) -> Denoiser:
     rng = torch.Generator().manual_seed(seed + 1)
     return Denoiser(
         name="wan",
-        module=_seeded(build, seed),
+        module=seeded(build, seed),
         example_inputs=inputs(2, 3, 8, 12, 7, rng),
         verify_inputs=(inputs(1, 2, 4, 6, 5, rng), inputs(2, 4, 12, 8, 11, rng)),
         dynamic_dims={
@@ -136,7 +137,7 @@ def svd(seed: int = 0) -> Denoiser:
     rng = torch.Generator().manual_seed(seed + 1)
     return Denoiser(
         name="svd",
-        module=_seeded(build, seed),
+        module=seeded(build, seed),
         example_inputs=inputs(2, 3, 8, 12, rng),
         verify_inputs=(inputs(1, 4, 4, 8, rng), inputs(2, 5, 12, 8, rng)),
         dynamic_dims={
@@ -186,7 +187,7 @@ def latte(seed: int = 0) -> Denoiser:
     rng = torch.Generator().manual_seed(seed + 1)
     return Denoiser(
         name="latte",
-        module=_seeded(build, seed),
+        module=seeded(build, seed),
         example_inputs=inputs(2, 7, rng),
         verify_inputs=(inputs(1, 5, rng), inputs(2, 11, rng), inputs(3, 3, rng)),
         dynamic_dims={
@@ -231,7 +232,7 @@ def animatediff(seed: int = 0) -> Denoiser:
     rng = torch.Generator().manual_seed(seed + 1)
     return Denoiser(
         name="animatediff",
-        module=_seeded(build, seed),
+        module=seeded(build, seed),
         example_inputs=inputs(2, 3, 8, 12, 7, rng),
         verify_inputs=(inputs(1, 4, 4, 8, 5, rng), inputs(2, 5, 12, 8, 11, rng)),
         dynamic_dims={
@@ -249,7 +250,7 @@ ARCHITECTURES: dict[str, Callable[[], Denoiser]] = {
 }
 
 
-def _seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     """Build in eval mode from `seed`, the global generator untouched; randomise norm parameters."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
