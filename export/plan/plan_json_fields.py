@@ -215,7 +215,7 @@ def _fields_at(path: str) -> tuple[str, ...]:
 
 
 def _value_at(raw: Any, path: str) -> Any:
-    for name, index in re.findall(r"([a-z_]+)|\[(\d+)\]", path):
+    for name, index in re.findall(r"([a-z_]\w*)|\[(\d+)\]", path):
         raw = raw[name] if name else raw[int(index)]
     return raw
 

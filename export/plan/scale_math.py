@@ -1,4 +1,4 @@
-"""The uniform grid, as ONNX QuantizeLinear and TensorRT compute it, its scales, and fp16's range."""
+"""The uniform grid as ONNX QuantizeLinear and TensorRT compute it, its scales, and fp16's range."""
 
 from __future__ import annotations
 
