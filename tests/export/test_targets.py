@@ -363,12 +363,16 @@ class TestFloatTypes:
             choose_float_type(TARGETS[target], dtype)
 
     def test_fp16_scales_are_fp16_numbers(self) -> None:
-        scales = np.array([0.1, 1e-9, 3.14159], np.float32)
+        # The least is that of a channel of zeros.
+        scales = np.array([0.1, 1e-12, 3.14159], np.float32)
         stored = representable_scale(scales, ScaleType.FLOAT16)
         np.testing.assert_array_equal(stored, stored.astype(np.float16).astype(np.float32))
         assert (stored > 0).all()
         np.testing.assert_allclose(stored[[0, 2]], scales[[0, 2]], rtol=2**-11)
         np.testing.assert_array_equal(representable_scale(scales, ScaleType.FLOAT32), scales)
+        # One that fp16 would make coarse or zero leaves all of its layer in float32.
+        scales[1] = 1e-9
+        np.testing.assert_array_equal(representable_scale(scales, ScaleType.FLOAT16), scales)
 
 
 class TestExternalData:
