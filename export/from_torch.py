@@ -1,6 +1,6 @@
 """Export a torch or diffusers denoiser to ONNX, and prove the file against torch.
 
-The only module of `qvd_trt.export` that imports torch.
+It, `torch_patches` and `trace_errors` are the modules of `qvd_trt.export` that import torch.
 """
 
 from __future__ import annotations
@@ -189,7 +189,9 @@ def _require_single_precision(
     The file is checked on the CPU, where ONNX Runtime has no bfloat16 kernels, and float16 ones
     that round otherwise than torch's: a wrong graph could not be told from a right one.
     """
-    tensors = {f"parameter {name!r}": tensor for name, tensor in module.named_parameters()}
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        tensors[f"parameter {name!r}"] = parameter
     for inputs in all_inputs:
         tensors |= {f"input {name!r}": tensor for name, tensor in inputs.items()}
     for what, tensor in tensors.items():

@@ -20,6 +20,9 @@ from torch import SymFloat, SymInt, Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+_check: Any = torch._check  # has no types, as the next
+_sym_max: Any = torch.sym_max
+
 
 class ExportableCalls(TorchFunctionMode):
     """Inside this context, torch calls with a known export trap run as equal, exportable calls.
@@ -41,11 +44,11 @@ class ExportableCalls(TorchFunctionMode):
     def __enter__(self) -> ExportableCalls:
         self._roots = _symbolic_roots()
         self._roots.__enter__()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
         self._roots.__exit__(None, None, None)
 
     def __torch_function__(
@@ -105,8 +108,8 @@ def tied_axes(module: nn.Module, dynamic_dims: Mapping[str, Mapping[int, str]]) 
         for name, axes in dynamic_dims.items():
             for axis, symbol in axes.items():
                 size = inputs[name].shape[axis]
-                torch._check(size >= 1)
-                torch._check(size == first.setdefault(symbol, size))
+                _check(size >= 1)
+                _check(size == first.setdefault(symbol, size))
 
     handle = module.register_forward_pre_hook(tie, with_kwargs=True)
     try:
@@ -130,15 +133,15 @@ def _repeat_interleave(
     The argument names are torch's own, for calls by keyword.
     """
     del output_size  # implied by an int count
-    if isinstance(repeats, Tensor) and repeats.ndim == 0:
-        repeats = repeats.item()
-    if not isinstance(repeats, int | SymInt):
+    count: Any = repeats.item() if isinstance(repeats, Tensor) and repeats.ndim == 0 else repeats
+    if not isinstance(count, int | SymInt):
         return None
     if dim is None:
         input, dim = input.flatten(), 0
     dim = dim % input.ndim
-    shape = (*input.shape[: dim + 1], repeats, *input.shape[dim + 1 :])
-    return input.unsqueeze(dim + 1).expand(shape).flatten(dim, dim + 1)
+    shape = (*input.shape[: dim + 1], count, *input.shape[dim + 1 :])
+    repeated: Tensor = input.unsqueeze(dim + 1).expand(shape).flatten(dim, dim + 1)
+    return repeated
 
 
 def _masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor | None:
@@ -146,9 +149,9 @@ def _masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor | None:
     if input.dtype != torch.bool:
         return None
     if isinstance(value, Tensor):
-        value = value.to(torch.bool)
-        return (input & ~mask) | (value & mask)
-    return input | mask if value else input & ~mask
+        return (input & ~mask) | (value.to(torch.bool) & mask)
+    filled: Tensor = input | mask if value else input & ~mask
+    return filled
 
 
 def _masked_fill_(input: Tensor, mask: Tensor, value: Any) -> Tensor | None:
@@ -167,7 +170,7 @@ def _squeeze(input: Tensor, dim: int | None = None) -> Tensor | None:
     if isinstance(size, SymInt):
         if size.node.hint in (None, 1):
             return None
-        torch._check(size != 1)
+        _check(size != 1)
     return None if isinstance(size, int) and size == 1 else input.view_as(input)
 
 
@@ -232,16 +235,14 @@ def _linspace(
     return linspace(start, end, steps, dtype=dtype, **options)
 
 
-def linspace(
-    start: Any, end: Any, steps: int | SymInt, *, dtype: torch.dtype, **options: Any
-) -> Tensor:
+def linspace(start: Any, end: Any, steps: Any, *, dtype: torch.dtype, **options: Any) -> Tensor:
     """`torch.linspace` by arange and the step, up to the rounding of `dtype`.
 
     As torch does, the second half is counted back from the end, so that both ends are exact.
     """
     index = torch.arange(steps, dtype=dtype, **options)
     last = steps - 1
-    step = (end - start) / torch.sym_max(last, 1)
+    step = (end - start) / _sym_max(last, 1)
     return torch.where(index < steps / 2, start + index * step, end - (last - index) * step)
 
 
@@ -250,7 +251,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: 
     for tensor in (query, key, value):
         for size in tensor.shape:
             if isinstance(size, SymInt) and size.node.hint is None:
-                torch._check(size != 0)
+                _check(size != 0)
 
 
 _REWRITES: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -276,7 +277,8 @@ _REWRITES: dict[Callable[..., Any], Callable[..., Any]] = {
 
 def _square_root(value: Any) -> Any:
     """ONNX of `torch.sym_sqrt`; the value may have come out of integer arithmetic."""
-    return op.Sqrt(op.Cast(value, to=1))
+    single: Any = op.Cast(value, to=1)
+    return op.Sqrt(single)
 
 
 # Arithmetic on symbolic numbers that torch's own table lacks.

@@ -11,12 +11,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnxscript
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental._config import patch as _symbolic_options
+from torch.fx.experimental import _config
 from torch.onnx._internal.exporter._errors import ConversionError
 
 from qvd_trt.export.torch_patches import ExportableCalls, tied_axes
@@ -32,6 +33,7 @@ _FIXED_AXIS = re.compile(
 _DATA_DEPENDENT = "data-dependent"
 _NOISY = ("torch.onnx", "torch.export", "torch.fx", "torch.utils", "onnxscript", "onnx_ir")
 _LONGEST = 300  # characters of torch's own words: it adds graphs and pages of advice
+_symbolic_config: Any = _config  # its module adds methods that type checkers do not see
 _NOT_THE_MODULE = (
     *(
         str(Path(file).parent)
@@ -143,7 +145,7 @@ def _fails_with(
             ExportableCalls(),
             tied_axes(module, dims),
             quiet(),
-            _symbolic_options(backed_size_oblivious=True),
+            _symbolic_config.patch(backed_size_oblivious=True),
         ):
             torch.export.export(
                 module,

@@ -20,7 +20,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _UNIT_FOLDERS = (Path(__file__).parent / "calibrators", Path(__file__).parent / "export")
 _NEED_WHOLE_MODELS = frozenset({"model_path", "calibrated", "pytestconfig", "outcome"})
-_EXPORTING = "test_from_torch.py"
+_EXPORTING = ("test_from_torch.py", "test_torch_patches.py", "test_trace_errors.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if (
             item.path.parent in _UNIT_FOLDERS
-            and item.path.name != _EXPORTING
+            and item.path.name not in _EXPORTING
             and not _NEED_WHOLE_MODELS & set(getattr(item, "fixturenames", ()))
             and item.get_closest_marker("slow") is None
         ):

@@ -102,7 +102,7 @@ def test_linspace_equals_torch(start: float, end: float, steps: int, dtype: Any)
 
 
 class BoolFill(nn.Module):
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> Any:
         keep = torch.ones(x.shape, dtype=torch.bool).masked_fill(x > y, False)
         return torch.where(keep, x, y)
 
@@ -110,21 +110,21 @@ class BoolFill(nn.Module):
 class SqueezeTokens(nn.Module):
     """Allegro's end: a squeeze of the tokens, which were frames once."""
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> Any:
         return (x + y).squeeze(1).reshape(x.shape[0], x.shape[1], 2, -1)
 
 
 class SqueezeChannels(nn.Module):
     """LTX-2's: a squeeze of an axis of constant size, which is not 1."""
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return (x * y).squeeze(2).flatten(1).unflatten(1, (-1, 2))
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        return (x * y).squeeze(2).flatten(1).reshape(x.shape[0], -1, 2)
 
 
 class Positions(nn.Module):
     """Mochi's positions: a table of the width of x, centred."""
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> Any:
         width = x.shape[1]
         half = width * (64 / width) ** 0.5 / 2
         return x + y * torch.linspace(-half, half, width)[None, :, None]
@@ -133,7 +133,7 @@ class Positions(nn.Module):
 class TiedBatch(nn.Module):
     """LTX's embedding: the batch of x divides the elements of the other, of equal batch."""
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> Any:
         scale: Tensor = y[:, 0].view(x.shape[0], -1, y.shape[-1])
         return x * (1 + scale)
 
@@ -141,7 +141,7 @@ class TiedBatch(nn.Module):
 class NumpyRoot(nn.Module):
     """Cosmos' norm: numpy's root of a ratio of sizes."""
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> Any:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return y / torch.add(1e-6, norm, alpha=np.sqrt(norm.numel() / x.numel()))
 
@@ -149,20 +149,20 @@ class NumpyRoot(nn.Module):
 class ComplexRotary(nn.Module):
     """AnyFlow's rotary embedding: a complex table, split and multiplied."""
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> Any:
         angles = torch.outer(torch.arange(16.0), torch.tensor([1.0, 0.1]))
         table = torch.polar(torch.ones_like(angles), angles)
         width = x.shape[1]
         parts = table.split_with_sizes([1, 1], dim=1)
         table = torch.cat([part[:width].expand(width, 1) for part in parts], dim=1)
-        turned = torch.view_as_complex((x + y).unflatten(2, (2, 2))) * table[None]
+        turned = torch.view_as_complex((x + y).reshape(*x.shape[:2], 2, 2)) * table[None]
         return torch.view_as_real(turned).flatten(2)
 
 
 class CountInTensor(nn.Module):
     """Cosmos' attention when it is exported: a ratio of head sizes as a tensor."""
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> Any:
         count = torch.tensor(x.shape[2]) // torch.tensor(2)
         key = x[..., :2].repeat_interleave(count, dim=2)
         return functional.scaled_dot_product_attention(y[:, None], key[:, None], y[:, None])

@@ -62,7 +62,7 @@ class TestBeforeTheTrace:
     @pytest.mark.usefixtures("never_traced")
     def test_16_bit_input(self, tmp_path: Path) -> None:
         class Negative(nn.Module):
-            def forward(self, x: Tensor) -> Tensor:
+            def forward(self, x: Tensor) -> Any:
                 return -x
 
         with pytest.raises(ExportError, match="input 'x' of Negative is bfloat16"):
@@ -76,7 +76,7 @@ class Linears(nn.Module):
         super().__init__()
         self.linear = nn.Linear(6, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         out: Tensor = self.linear(x)
         return out
 
@@ -88,27 +88,27 @@ def _linear(path: Path, shapes: tuple[Any, ...], dtype: Any = torch.float32) -> 
 class Looped(nn.Module):
     """A loop over the items of the batch, as Mochi's attention has."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return torch.stack([x[item] * (item + 1) for item in range(x.shape[0])])
 
 
 class Compared(nn.Module):
     """A ratio of sizes that is compared, as in EasyAnimate's rotary grid."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return x * (2 if x.shape[1] / 4 > 1.2 else 3)
 
 
 class Rounded(nn.Module):
     """A size rounded by Python, as there too."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         size = round(x.shape[1] * 0.3)
         return x * size if size > 1 else x * int(size)
 
 
 class Branching(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         if x.sum() > 0:
             return x
         return -x
@@ -117,11 +117,13 @@ class Branching(nn.Module):
 class Table(nn.Module):
     """Latte's: a table for the width that it was made for, computed for any other."""
 
+    table: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("table", torch.arange(6.0))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return x + (self.table if x.shape[1] == 6 else torch.arange(x.shape[1]).float())
 
 

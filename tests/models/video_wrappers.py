@@ -6,7 +6,7 @@ packed tokens, rotary tables, positions. So the exported file takes the latent, 
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_rotary_pos_embed_allegro
@@ -31,7 +31,7 @@ class CogVideoXRotary(_Wrapper):
     ) -> Tensor:
         """The prediction ``[b, f, c, h, w]``."""
         _, frames, _, height, width = hidden_states.shape
-        config = self.model.config
+        config: Any = self.model.config
         p = config.patch_size
         rotary = get_3d_rotary_pos_embed(
             embed_dim=config.attention_head_dim,
@@ -61,7 +61,7 @@ class Allegro(_Wrapper):
     ) -> Tensor:
         """The prediction ``[b, c, f, h, w]``."""
         _, _, frames, height, width = hidden_states.shape
-        config = self.model.config
+        config: Any = self.model.config
         size = (height // config.patch_size, width // config.patch_size)
         tables = get_3d_rotary_pos_embed_allegro(
             embed_dim=config.attention_head_dim,
