@@ -94,7 +94,7 @@ def test_interrupted(command: Command) -> None:
     assert {name: after[name] for name in after if "__pycache__" not in name} == before
 
 
-@pytest.mark.parametrize("function", ["measure", "save_model", "save_plan", "apply_plan"])
+@pytest.mark.parametrize("function", ["measure_file", "save_model", "save_plan", "apply_plan"])
 @pytest.mark.parametrize(
     ("error", "code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 2)]
 )
