@@ -197,11 +197,13 @@ def export(name: str, path: Path) -> float:
     return report.max_relative_error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAPS)
 def test_trap_exports_right(name: str, tmp_path: Path) -> None:
     assert export(name, tmp_path / "m.onnx") < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAPS)
 def test_trap_fails_without_the_rewrite(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

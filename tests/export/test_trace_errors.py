@@ -128,17 +128,20 @@ class Table(nn.Module):
 
 
 class TestAxis:
+    @pytest.mark.slow
     def test_batch_that_is_looped_over(self, tmp_path: Path) -> None:
         line = refusal(Looped(), tmp_path)
         assert "failed on Looped: it must be fixed: axis 0 ('batch') of 'x' at 2, because" in line
         assert "width" not in line
 
+    @pytest.mark.slow
     def test_size_that_python_rounds(self, tmp_path: Path) -> None:
         line = refusal(Rounded(), tmp_path)
         assert "failed on Rounded: it was traced, but ONNX has no form of it" in line
         assert "<built-in function round>" in line
         assert "must be fixed" in line
 
+    @pytest.mark.slow
     def test_ratio_that_is_compared(self, tmp_path: Path) -> None:
         line = refusal(Compared(), tmp_path)
         assert "failed on Compared: ['width'] must be fixed, because of them torch says: " in line
@@ -149,6 +152,7 @@ class TestAxis:
         assert "test_trace_errors.py:" in line
         assert "if x.sum() > 0" in line
 
+    @pytest.mark.slow
     def test_table_is_traced_at_another_size(self, tmp_path: Path) -> None:
         """At the size that the table is for there is no telling it from a constant."""
         assert "axis 1 ('width') of 'x' at 6" in refusal(Table(), tmp_path, (2, 6), (1, 6))

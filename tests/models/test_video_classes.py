@@ -13,8 +13,8 @@ from qvd_trt.export.from_torch import ExportError
 from tests.models.export_table import PAGE, export, rows
 from tests.models.video_classes import VIDEO_CLASSES
 
-# Those that failed before the rewrites, one of each trap that costs seconds.
-QUICK = ("ltx", "allegro", "hunyuan")
+# One that failed before the rewrites and exports in seconds.
+QUICK = ("ltx",)
 REFUSED = {"hunyuan15": r"values of a tensor .*transformer_hunyuan_video15\.py:\d+: if is_t2v:"}
 
 
