@@ -15,7 +15,11 @@ from tests.models.video_classes import VIDEO_CLASSES
 
 # One that failed before the rewrites and exports in seconds.
 QUICK = ("ltx",)
-REFUSED = {"hunyuan15": r"values of a tensor .*transformer_hunyuan_video15\.py:\d+: if is_t2v:"}
+REFUSED = {
+    "hunyuan15": r"values of a tensor .*transformer_hunyuan_video15\.py:\d+: if is_t2v:",
+    "cogvideox_2b": r"lifted_tensor_0 is mutated in the forward method",
+    "i2vgen": r"max relative error 0\.000\d+, tolerance 0\.0001",
+}
 
 
 def check(name: str, folder: Path) -> None:
