@@ -8,7 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "diffusers", "transformers", "tensorrt", "tensorrt_rtx", "sklearn", "skimage")
-NEEDS_TORCH = ("qvd_trt.export.from_torch", "qvd_trt.export.torch_patches")
+NEEDS_TORCH = tuple(
+    f"qvd_trt.export.{name}" for name in ("from_torch", "torch_patches", "trace_errors")
+)
 
 
 def modules(folder: str) -> list[str]:
