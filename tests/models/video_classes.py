@@ -28,8 +28,8 @@ VIDEO_CLASSES: dict[str, Callable[[], Denoiser]] = {
 # Why an axis is a number in the exported file, for docs/exporting.md.
 NOT_DYNAMIC = {
     "svd": "one image token",
-    "latte": "frames: its table of temporal positions has `video_length` of them",
-    "cogvideox_2b": "tokens: text and video share one table, split at `max_text_seq_length`",
-    "mochi": "batch: its attention loops over the items to drop each one's padding",
-    "easyanimate": "height, width: its rotary grid is a crop rounded by Python",
+    "latte": "frames: table of `video_length`",
+    "cogvideox_2b": "tokens: one table for text and video",
+    "mochi": "batch: attention loops over items",
+    "easyanimate": "height, width: crop rounded by Python",
 }
