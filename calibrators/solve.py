@@ -151,7 +151,7 @@ def constant_inputs(stats: ActivationStats) -> frozenset[str]:
 
 def never_exercised(site: Site, stats: ActivationStats) -> bool:
     """Whether every channel of a dense site had one value in all calls: no scale follows then."""
-    found = stats.sites.get(site.tensor)
+    found = stats.sites.get(site.key)
     if found is None:
         return False
     low, high = found.ranges.minimum.min(axis=0), found.ranges.maximum.max(axis=0)
@@ -221,10 +221,6 @@ def _without_weak_layers(
 ) -> tuple[DensePlan, list[KeptLayer]]:
     if min_sqnr is None:
         return plan, []
-    if any(layer.sqnr is None for layer in plan.layers):
-        raise UserError(
-            "--min-sqnr needs an algorithm that measures layers: qvd, mse or percentile"
-        )
     strong: list[LayerQuant] = []
     kept: list[KeptLayer] = []
     ops = {layer.name: layer.op.value for layer in site.layers}

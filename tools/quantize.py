@@ -33,7 +33,7 @@ from qvd_trt.export.graph.find_sites import find_sites
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.graph.signature import ModelSignature
 from qvd_trt.export.graph.values import input_dependence
-from qvd_trt.export.model_file import open_model, save_model
+from qvd_trt.export.model_file import save_model
 from qvd_trt.export.plan.plan_json import load_plan, save_plan
 from qvd_trt.export.plan.quant_plan import QuantPlan
 from qvd_trt.export.plan.site_types import GraphSites, KeptLayer
@@ -54,6 +54,7 @@ from qvd_trt.tools.quantize_request import (
     check_overwriting,
     check_paths,
     defaults_warning,
+    open_requested,
     plan_path,
     report_path,
 )
@@ -85,7 +86,7 @@ def quantize(
     given = None if request.plan is None else load_plan(request.plan)
     clock = _Clock()
     with clock.measure("load"), progress.step("load", None):
-        model = open_model(request.model, request.timestep_input, request.latent_input)
+        model = open_requested(request)
         check_overwriting(request, model.files)
         sites = find_sites(model, request.keep)
         check_target(model, request.apply)
@@ -190,14 +191,13 @@ def _statistics(
     progress: Progress,
     tell: Tell,
 ) -> _Calibration:
-    kept_stats = request.stats is not None and request.stats.exists()
-    if request.plan is None and request.bits.is_float and not kept_stats:
-        return _Calibration(None, "none (nothing is quantized)")
     if request.stats is not None and request.stats.exists():
         stats = load_stats(request.stats)
         check_belongs(stats, model, request.stats)
         check_sound(stats, sites, request.stats)
         return _Calibration(stats, f"statistics of {request.stats}", _unused(request))
+    if request.plan is None and request.bits.is_float:
+        return _Calibration(None, "none (nothing is quantized)")
     if request.plan is not None and not request.calibration and request.stats is None:
         return _Calibration(None, "none (plan given)")
     warnings: tuple[str, ...] = ()

@@ -17,7 +17,8 @@ from qvd_trt.export.atomic_files import (
     same_file,
 )
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.model_file import data_path
+from qvd_trt.export.graph.float_model import FloatModel
+from qvd_trt.export.model_file import data_path, open_model
 from qvd_trt.export.ort_session import CPU
 from qvd_trt.export.plan.quant_plan import W8A8, Bits
 
@@ -41,6 +42,7 @@ class QuantizeRequest:
         plan: A plan to apply instead of solving one.
         timestep_input: Name of the timestep input, or None to find it.
         latent_input: Name of the latent input, or None to find it.
+        prediction_output: Name of the output that is the prediction, or None to find it.
         keep: Patterns of layers to keep float.
         min_sqnr: Layers below this SQNR (dB) stay float.
         providers: ONNX Runtime execution providers for calibration.
@@ -60,6 +62,7 @@ class QuantizeRequest:
     plan: Path | None = None
     timestep_input: str | None = None
     latent_input: str | None = None
+    prediction_output: str | None = None
     keep: Sequence[str] = ()
     min_sqnr: float | None = None
     providers: Sequence[str] = CPU
@@ -81,6 +84,13 @@ class QuantizeRequest:
         object.__setattr__(self, "calibration", tuple(map(Path, self.calibration)))
 
 
+def open_requested(request: QuantizeRequest) -> FloatModel:
+    """Open the float model as the request says; raises as :func:`open_model`."""
+    return open_model(
+        request.model, request.timestep_input, request.latent_input, request.prediction_output
+    )
+
+
 def plan_path(output: Path) -> Path:
     """Where the plan of an output lies: ``model.w8a8.onnx`` -> ``model.w8a8.plan.json``."""
     return beside(output, ".plan.json")
@@ -92,35 +102,36 @@ def report_path(output: Path) -> Path:
 
 
 def defaults_warning(request: QuantizeRequest) -> str | None:
-    """What an export makes up because it was told neither calls nor how to sample them, or None."""
-    if (
-        request.calibration
-        or (request.plan is None and request.bits.is_float)
-        or (request.plan is not None and request.stats is None)
-        or (request.stats is not None and request.stats.exists())
-    ):
-        return None
+    """What a request that samples the model leaves to defaults, or does by a misspelled --stats.
+
+    None where it leaves nothing. The request gives no calls, and its statistics do not exist.
+    """
     defaults = request.sampling.defaults_used()
-    missing = ""
+    meant = None if request.stats is None else _near_miss(request.stats)
+    if defaults is None and meant is None:
+        return None
+    told = "no --calib is given"
     if request.stats is not None:
-        missing = f" and --stats {request.stats} does not exist{_near_miss(request.stats)}"
+        told += f" and --stats {request.stats} does not exist"
+    if meant is not None:
+        told += f" (did you mean {meant}?)"
+    told += ": the model is sampled"
     if defaults is None:
-        return f"no --calib is given{missing}: the model is sampled" if "(" in missing else None
+        return told
     return (
-        f"no --calib is given{missing}: the model is sampled with default settings, which may not "
-        f"be those it was trained for: {defaults}; give --calib with recorded calls, or --sampler, "
-        "--prediction and --schedule"
+        f"{told} with default settings, which may not be those it was trained for: {defaults}; "
+        "give --calib with recorded calls, or --sampler, --prediction and --schedule"
     )
 
 
-def _near_miss(path: Path | None) -> str:
-    """A file beside one that does not exist whose name is nearly the same, as a question."""
-    if path is None or not path.absolute().parent.is_dir():
-        return ""
+def _near_miss(path: Path) -> Path | None:
+    """A file beside one that does not exist whose name is nearly the same."""
+    if not path.absolute().parent.is_dir():
+        return None
     files = path.absolute().parent.glob(f"*{path.suffix}")
     names = [file.name for file in files if file.is_file()]
     close = get_close_matches(path.name, names, n=1, cutoff=0.8)
-    return f" (did you mean {path.with_name(close[0])}?)" if close else ""
+    return path.with_name(close[0]) if close else None
 
 
 def check_paths(request: QuantizeRequest) -> None:

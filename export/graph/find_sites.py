@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
@@ -125,33 +125,31 @@ def _names(node: ir.Node, layer: Layer) -> tuple[str, ...]:
 
 def _end_layers(model: FloatModel) -> dict[str, str]:
     """The layers that touch the latent, or write the output, with no other layer between."""
-    ends: dict[str, str] = {}
-    latent = next(value for value in model.graph.inputs if value.name == model.signature.latent)
+    signature, graph = model.signature, model.graph
+    latent = next(value for value in graph.inputs if value.name == signature.latent)
+    prediction = next(value for value in graph.outputs if value.name == signature.output.name)
+    writer = prediction.producer()
+    first = _nearest_layers(model, latent.consumers(), ir.Node.successors)
+    last = _nearest_layers(model, () if writer is None else (writer,), ir.Node.predecessors)
+    return dict.fromkeys(first, "first layer") | dict.fromkeys(last, "last layer")
+
+
+def _nearest_layers(
+    model: FloatModel,
+    start: Iterable[ir.Node],
+    neighbours: Callable[[ir.Node], Iterable[ir.Node]],
+) -> list[str]:
+    """Names of the layers reached first on every way from some nodes; extents are no way."""
+    found: list[str] = []
     seen: set[ir.Node] = set()
-    stack: list[ir.Node] = list(latent.consumers())
+    stack = list(start)
     while stack:
         node = stack.pop()
         if node in seen or node.op_type in ("Shape", "Size"):
             continue
         seen.add(node)
         if node.name in model.layers:
-            ends[node.name or ""] = "first layer"
+            found.append(node.name or "")
         else:
-            stack.extend(node.successors())
-    seen.clear()
-    prediction = model.signature.output.name
-    stack = [
-        producer
-        for value in model.graph.outputs
-        if value.name == prediction and (producer := value.producer()) is not None
-    ]
-    while stack:
-        node = stack.pop()
-        if node in seen or node.op_type in ("Shape", "Size"):
-            continue
-        seen.add(node)
-        if node.name in model.layers:
-            ends[node.name or ""] = "last layer"
-        else:
-            stack.extend(node.predecessors())
-    return ends
+            stack.extend(neighbours(node))
+    return found

@@ -171,12 +171,11 @@ def _find_prediction(graph: ir.Graph, rank: int, chosen: str | None) -> TensorSp
 
 
 def _spec(value: ir.Value) -> TensorSpec:
+    from qvd_trt.export.graph.values import named_extents  # needs onnx_ir, which --help spares
+
     if value.shape is None or value.dtype is None:
         raise UserError(f"the model's input or output {value.name!r} has no type; export it again")
-    shape = tuple(
-        extent if isinstance(extent, int) else str(extent.value) for extent in value.shape
-    )
-    return TensorSpec(value.name or "", str(value.dtype.numpy()), shape)
+    return TensorSpec(value.name or "", str(value.dtype.numpy()), named_extents(value))
 
 
 def _chosen(inputs: tuple[TensorSpec, ...], name: str | None, option: str) -> str | None:

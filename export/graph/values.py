@@ -27,6 +27,22 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...]:
     return tuple(extent for extent in value.shape if isinstance(extent, int))
 
 
+def named_extents(value: ir.Value) -> tuple[int | str, ...]:
+    """The extents of a value of known rank; nameless dynamic ones get names that all differ.
+
+    ONNX files hold those as empty, or as negative numbers.
+    """
+    assert value.shape is not None
+    extents: list[int | str] = []
+    for axis, extent in enumerate(value.shape):
+        name = f"{value.name}_{axis}"
+        if isinstance(extent, int):
+            extents.append(extent if extent >= 0 else name)
+        else:
+            extents.append(extent.value or name)
+    return tuple(extents)
+
+
 def is_weight(value: ir.Value | None) -> bool:
     """Whether a value is a constant initializer that callers cannot override."""
     return value is not None and value.is_initializer() and not value.is_graph_input()
@@ -68,6 +84,12 @@ def input_dependence(graph: ir.Graph) -> dict[ir.Value, frozenset[str]]:
         for output in node.outputs:
             dependence[output] = merged
     return dependence
+
+
+def has_subgraph(node: ir.Node) -> bool:
+    """Whether a node has a body of its own, as If, Loop and Scan have."""
+    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return any(attribute.type in kinds for attribute in node.attributes.values())
 
 
 def all_inputs(node: ir.Node) -> Iterable[ir.Value]:

@@ -28,6 +28,14 @@ def add_initializer(graph: ir.Graph, stem: str, array: AnyArray) -> ir.Value:
     return value
 
 
+def new_cast(value: ir.Value, dtype: ir.DataType, name: str, node_name: str) -> ir.Value:
+    """The value in another type, by a Cast that is yet to be put into the graph."""
+    node = ir.node("Cast", [value], {"to": int(dtype)}, name=node_name)
+    result = node.outputs[0]
+    result.name, result.shape, result.type = name, value.shape, ir.TensorType(dtype)
+    return result
+
+
 def replace_constant(node: ir.Node, index: int, stem: str, array: AnyArray) -> None:
     """Give one input of a node a constant of its own; drop the old one when nobody reads it."""
     graph = node.graph

@@ -5,16 +5,20 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.values import has_subgraph
+from qvd_trt.export.passes.edits import new_cast
 from qvd_trt.export.passes.opset.schema import DTYPE_ATTRIBUTES, infer_dtypes
+from qvd_trt.export.passes.precision.large_values import LAYOUT
 
 LOW_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 _FLOAT = ir.DataType.FLOAT
 _SELECTS = frozenset(
     (
-        *("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Slice"),
-        *("Split", "Gather", "GatherND", "GatherElements", "Expand", "Tile", "Relu", "Max", "Min"),
-        *("Abs", "Neg", "DepthToSpace", "SpaceToDepth", "ScatterND", "ScatterElements"),
+        *LAYOUT,
+        *("Concat", "Slice", "Split", "Gather", "GatherND", "GatherElements", "Expand", "Tile"),
+        *("Relu", "Max", "Min", "Abs", "Neg", "DepthToSpace", "SpaceToDepth"),
+        *("ScatterND", "ScatterElements"),
     )
 )
 """Operators whose results are numbers that they read: already rounded."""
@@ -67,11 +71,7 @@ def is_low_precision(model: ir.Model) -> bool:
 
 def has_subgraphs(model: ir.Model) -> bool:
     """Whether a node of the main graph has a body of its own."""
-    return any(
-        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        for node in model.graph
-        for attribute in node.attributes.values()
-    )
+    return any(map(has_subgraph, model.graph))
 
 
 def _round(
@@ -99,9 +99,9 @@ def _cast(
     graph: ir.Graph, value: ir.Value, dtype: ir.DataType, suffix: str, after: ir.Node | None
 ) -> ir.Value:
     name = f"{value.name}/qvd/{suffix}"
-    node = ir.node("Cast", [value], {"to": int(dtype)}, name=name)
-    result = node.outputs[0]
-    result.name, result.shape, result.type = name, value.shape, ir.TensorType(dtype)
+    result = new_cast(value, dtype, name, name)
+    node = result.producer()
+    assert node is not None
     if after is not None:
         graph.insert_after(after, node)
     elif len(graph):

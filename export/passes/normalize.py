@@ -11,6 +11,7 @@ from onnx_ir.passes.common import (
 )
 
 from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.values import named_extents
 
 LOWEST_OPSET, HIGHEST_OPSET = 13, 25
 """Opsets of the default domain that are read; what a target writes may be narrower."""
@@ -69,17 +70,8 @@ def _name_default_domain(model: ir.Model) -> None:
 def _name_dimensions(graph: ir.Graph) -> None:
     """Give every dynamic dimension of inputs and outputs a name; nameless ones all differ."""
     for value in (*graph.inputs, *graph.outputs):
-        if value.shape is None:
-            continue
-        extents: list[int | str] = []
-        for axis, extent in enumerate(value.shape):
-            if isinstance(extent, int) and extent >= 0:
-                extents.append(extent)
-            else:
-                name = None if isinstance(extent, int) else extent.value
-                extents.append(name or f"{value.name}_{axis}")
-        if extents != [e if isinstance(e, int) else e.value for e in value.shape]:
-            value.shape = ir.Shape(extents)
+        if value.shape is not None:
+            value.shape = ir.Shape(named_extents(value))
 
 
 def _lacks_types(graph: ir.Graph) -> bool:

@@ -14,7 +14,7 @@ from onnx_ir.passes.common import (
 )
 
 from qvd_trt.export.arrays import AnyArray
-from qvd_trt.export.graph.values import constant_array, is_weight
+from qvd_trt.export.graph.values import constant_array, has_subgraph, is_weight
 from qvd_trt.export.passes.edits import add_initializer
 
 _WEIGHT_READERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
@@ -50,7 +50,7 @@ class Prepare(ir.passes.InPlacePass):
 
 def _drop_identities(model: ir.Model) -> None:
     """Without subgraphs; in one, an Identity may be all that makes an outer tensor its output."""
-    if not any(_has_subgraph(node) for node in model.graph):
+    if not any(map(has_subgraph, model.graph)):
         IdentityEliminationPass()(model)
         return
     for node in list(model.graph):
@@ -58,11 +58,6 @@ def _drop_identities(model: ir.Model) -> None:
         if node.op_type == "Identity" and source is not None and not output.is_graph_output():
             output.replace_all_uses_with(source)
             model.graph.remove(node, safe=True)
-
-
-def _has_subgraph(node: ir.Node) -> bool:
-    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return any(attribute.type in kinds for attribute in node.attributes.values())
 
 
 def _fold_transpose(graph: ir.Graph, node: ir.Node) -> None:

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
-from qvd_trt.calibrators.solve import NEVER_EXERCISED, TEMPORAL_FLOAT, SolveOptions, solve
+from qvd_trt.calibrators.solve import (
+    NEVER_EXERCISED,
+    TEMPORAL_FLOAT,
+    SolveOptions,
+    never_exercised,
+    solve,
+)
 from qvd_trt.calibrators.statistics.activation_stats import ActivationStats, TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
 from qvd_trt.export.errors import UserError
@@ -200,3 +206,17 @@ class TestSolve:
         quant = solved("minmax").dense[0].layers[0]
         assert quant.sqnr is None
         assert isinstance(quant.weight, WeightQuant)
+
+
+def test_sites_of_one_tensor_are_judged_by_their_own_ranges() -> None:
+    """Along one axis each channel has one value, along the other none has."""
+    live, constant = (
+        replace(site_problem(values, [linear()], W8A8).stats, rows={})
+        for values in (scattered(0), np.ones_like(scattered(0)))
+    )
+    first = Site("x", SiteKind.DENSE, -1, 16, (linear(),))
+    second = replace(first, alias="x along axis 1")
+    stats = ActivationStats(
+        "sha256:x", 1, np.array([5.0]), {"x": live, "x along axis 1": constant}, {}, {}
+    )
+    assert [never_exercised(site, stats) for site in (first, second)] == [False, True]

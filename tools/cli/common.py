@@ -115,6 +115,11 @@ def add_model_options(group: argparse._ArgumentGroup, *, provider: str) -> None:
     """Add how the float model is read and run; ``provider`` says what runs, for the help."""
     group.add_argument("--timestep-input", metavar="NAME", help="name of the timestep input")
     group.add_argument("--latent-input", metavar="NAME", help="name of the noisy latent input")
+    group.add_argument(
+        "--prediction-output",
+        metavar="NAME",
+        help="name of the output that is the prediction (default: the first of the latent's rank)",
+    )
     group.add_argument("--provider", choices=PROVIDERS, default=PROVIDERS[0], help=provider)
 
 

@@ -225,6 +225,7 @@ def read_request(options: argparse.Namespace) -> QuantizeRequest:
         plan=options.plan,
         timestep_input=options.timestep_input,
         latent_input=options.latent_input,
+        prediction_output=options.prediction_output,
         keep=tuple(options.keep),
         min_sqnr=options.min_sqnr,
         providers=read_providers(options),
@@ -295,11 +296,11 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def _list_layers(request: QuantizeRequest) -> int:
-    from qvd_trt.export.model_file import open_model
     from qvd_trt.tools.cli.export_summary import print_layers
     from qvd_trt.tools.quantize_report import layer_names
+    from qvd_trt.tools.quantize_request import open_requested
 
-    model = open_model(request.model, request.timestep_input, request.latent_input)
+    model = open_requested(request)
     try:
         print_layers(layer_names(model))
         sys.stdout.flush()

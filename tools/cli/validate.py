@@ -184,6 +184,7 @@ def read_request(options: argparse.Namespace) -> ValidationRequest:
         rounding_floor=not options.no_rounding_floor,
         timestep_input=options.timestep_input,
         latent_input=options.latent_input,
+        prediction_output=options.prediction_output,
         providers=read_providers(options),
         limits=Limits(options.min_sqnr, options.max_implementation_error),
         recordings=RecordingPaths(

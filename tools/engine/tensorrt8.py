@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from qvd_trt.export.arrays import AnyArray, Float32Array
 from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.values import has_subgraph
 from qvd_trt.export.plan.scale_math import activation_levels, quantize_dequantize
 from qvd_trt.tools.engine.engine_layers import EngineLayer
 from qvd_trt.tools.engine.onnx_file import OnnxFile, node_name
@@ -156,10 +157,7 @@ def stray_int8_warnings(layers: Sequence[EngineLayer]) -> tuple[str, ...]:
 
 def _check_structure(graph: ir.Graph) -> None:
     for node in graph:
-        if any(
-            attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-            for attribute in node.attributes.values()
-        ):
+        if has_subgraph(node):
             raise UserError(
                 f"--implicit cannot rewrite subgraphs, and {node_name(node)} has one; export the "
                 "model without control flow, or leave --implicit out"

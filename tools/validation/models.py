@@ -77,7 +77,7 @@ class OrtModel:
         )
 
     def __call__(self, call: DenoiserCall) -> Float32Array:
-        """The first output, float32.
+        """The prediction, float32.
 
         Raises:
             UserError: an input cannot be given in the dtype that the model takes, or ONNX Runtime
@@ -126,15 +126,15 @@ class EngineModel:
 
 
 def read_model_signature(
-    path: Path, timestep: str | None, latent: str | None
+    path: Path, timestep: str | None, latent: str | None, prediction: str | None
 ) -> tuple[ir.Model, ModelSignature]:
     """Load a model; its weights stay on disk where they are external.
 
     Raises:
-        UserError: it is missing or damaged, or its timestep or latent is not found.
+        UserError: it is missing or damaged, or its timestep, latent or prediction is not found.
     """
     model = load_model(path)
-    return model, read_signature(model.graph, timestep, latent)
+    return model, read_signature(model.graph, timestep, latent, prediction)
 
 
 def check_same_interface(
@@ -206,7 +206,7 @@ def open_models(request: ValidationRequest, stack: ExitStack) -> ModelSet:
         UserError: a model cannot be loaded or does not belong to the others, or a file to write
             would replace one to read.
     """
-    names = request.timestep_input, request.latent_input
+    names = request.timestep_input, request.latent_input, request.prediction_output
     float_model, signature = read_model_signature(request.float_model, *names)
     qdq_model, qdq_signature = read_model_signature(request.qdq_model, *names)
     request.check_outputs(

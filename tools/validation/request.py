@@ -46,6 +46,8 @@ class ValidationRequest:
         rounding_floor: Whether to measure the QDQ model in fp16 too.
         timestep_input: Name of the timestep input where it cannot be found.
         latent_input: Name of the latent input where it cannot be found.
+        prediction_output: Name of the output that is compared where it is not the first of the
+            latent's rank.
         providers: ONNX Runtime execution providers, first choice first.
         limits: What must hold.
         recordings: Which files to write for other tools.
@@ -65,6 +67,7 @@ class ValidationRequest:
     rounding_floor: bool = True
     timestep_input: str | None = None
     latent_input: str | None = None
+    prediction_output: str | None = None
     providers: tuple[str, ...] = CPU
     limits: Limits = field(default_factory=Limits)
     recordings: RecordingPaths = field(default_factory=RecordingPaths)

@@ -19,6 +19,9 @@ _SAME_VALUES = frozenset(
 )
 """Operators whose results may be as large as what they read, and are not measured."""
 
+GATES = ("Sigmoid", "HardSigmoid", "Softmax", "Tanh", "Erf")
+"""Operators whose results have magnitude 1 at most."""
+
 _BEFORE_QUANTIZE = frozenset(("Sub", "Mul", "Div", "Add", "Clip", "Pad", *LAYOUT))
 """What the plan puts between an activation and its QuantizeLinear, and layout."""
 
@@ -68,7 +71,7 @@ def _gates(node: ir.Node, large: Set[ir.Value]) -> bool:
         value is not None
         and value not in large
         and (producer := value.producer()) is not None
-        and producer.op_type in ("Sigmoid", "HardSigmoid", "Tanh", "Erf", "Softmax")
+        and producer.op_type in GATES
         for value in node.inputs
     )
 

@@ -8,6 +8,8 @@ from typing import Literal
 import onnx_ir as ir
 
 from qvd_trt.export.errors import UserError
+from qvd_trt.export.graph.values import has_subgraph
+from qvd_trt.export.passes.edits import new_cast
 from qvd_trt.export.passes.insert_htdq import HTDQ_DOMAIN
 from qvd_trt.export.passes.opset.schema import (
     DTYPE_ATTRIBUTES,
@@ -114,10 +116,7 @@ class LowerPrecision(ir.passes.InPlacePass):
 
     def _check(self, graph: ir.Graph, opset: int) -> None:
         for node in graph:
-            if any(
-                attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-                for attribute in node.attributes.values()
-            ):
+            if has_subgraph(node):
                 raise UserError(
                     f"{describe(node)}: subgraphs cannot be lowered to {self._dtype}; "
                     "keep it in float32 (--dtype fp32), or export the model without control flow"
@@ -244,10 +243,7 @@ class _Rewriter:
         return self._casts[key]
 
     def _new_cast(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
-        node = ir.node("Cast", [value], {"to": int(dtype)}, name=self._unique(f"{value.name}/cast"))
-        result = node.outputs[0]
-        result.name, result.shape, result.type = name, value.shape, ir.TensorType(dtype)
-        return result
+        return new_cast(value, dtype, name, self._unique(f"{value.name}/cast"))
 
     def _convert(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
         producer = value.producer()

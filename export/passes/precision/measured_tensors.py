@@ -16,6 +16,7 @@ from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.values import input_dependence
 from qvd_trt.export.passes.opset.schema import infer_dtypes
 from qvd_trt.export.passes.precision.float32_nodes import always_float32
+from qvd_trt.export.passes.precision.large_values import GATES
 
 _GROWING = frozenset(
     (
@@ -26,7 +27,9 @@ _GROWING = frozenset(
 """Operators whose result can be far larger, or smaller, than what they read. All others hand values
 on (layout, selections, activations, means) or bound them (norms, Softmax, Sigmoid, Tanh)."""
 
-_GATES = ("Sigmoid", "HardSigmoid", "Softmax", "Tanh", "Erf")
+_ELEMENTWISE = ("Add", "Sub", "Mul", "Div")
+"""Only their constants are read: those of layers are the weights, gigabytes of them."""
+
 _ONE_SIDED = ("Gelu", "LayerNormalization", "SkipLayerNormalization")
 """With the Add before them they become one kernel."""
 
@@ -92,6 +95,8 @@ def _bound(node: ir.Node) -> Bound:
     if user is None or user.domain or _ends_in_one_kernel(user):
         return Bound((output.name or "",))
     after = (user.outputs[0].name or "",)
+    if user.op_type not in _ELEMENTWISE:
+        return Bound((output.name or "",))
     others = [value for value in user.inputs if value is not None and value is not output]
     factor = _constant(others[0]) if len(others) == 1 else None
     if user.op_type in ("Add", "Sub"):
@@ -116,12 +121,14 @@ def _ends_in_one_kernel(node: ir.Node) -> bool:
 
 def _attenuates(node: ir.Node, fixed: Iterable[ir.Node]) -> bool:
     """Whether the result is no larger than an operand, and not far smaller either."""
+    if node.op_type not in _ELEMENTWISE:
+        return False
     producers = [None if value is None else value.producer() for value in node.inputs]
     if node.op_type in ("Mul", "Div") and any(p in fixed for p in producers if p is not None):
         return True  # a norm that is written out: x / sqrt(mean(x^2))
     if node.op_type == "Sub" and producers[1] is not None:
         return producers[1].op_type == "ReduceMean"
-    bounded = [p is not None and p.op_type in _GATES for p in producers]
+    bounded = [p is not None and p.op_type in GATES for p in producers]
     constants = [None if value is None else _constant(value) for value in node.inputs]
     if node.op_type == "Mul":
         return any(bounded) or any(
