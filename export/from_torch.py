@@ -34,6 +34,9 @@ from qvd_trt.export.model_file import (
 from qvd_trt.export.torch_patches import SYMBOLIC_TRANSLATIONS, ExportableCalls, tied_axes
 from qvd_trt.export.trace_errors import explain, first_words, fixed_axes, measures_otherwise, quiet
 
+_NOISE, _FAR_BEYOND_NOISE = 1e-5, 100.0
+"""An error that many times that at the example, and above the first number, is no rounding."""
+
 
 class ExportError(UserError):
     """The module could not be exported, or the exported file disagrees with torch."""
@@ -94,13 +97,16 @@ def export_denoiser(
 
     The file is compared with the eager module at `example_inputs` and at each of `verify_inputs`.
     Pass shapes and batch sizes unlike the example's: exporters silently bake dimensions, and only a
-    run at other dimensions shows it. Nothing is left at `path` unless all checks pass; an older
-    file there is then replaced. Runs in eval mode without gradients, and restores the mode.
+    run at other dimensions shows it. `tolerance` bounds max|onnx - torch| / max|torch|; at
+    `verify_inputs` the error must also be of the size that rounding has at the example. Nothing is
+    left at `path` unless all checks pass; an older file there is then replaced. Runs in eval mode
+    without gradients, and restores the mode.
 
     Raises:
         ValueError: names or axes that do not fit together, or no `output_names`.
         ExportError: torch could not export the module, a dynamic axis came out fixed, ONNX Runtime
-            refused the file or its inputs, or an error exceeds `tolerance` or is not finite.
+            refused the file or its inputs, or an error exceeds `tolerance`, is not finite or is far
+            beyond the example's.
     """
     started = time.perf_counter()
     path = Path(path)
@@ -330,7 +336,7 @@ def _verify(
     except Exception as error:
         raise ExportError(f"ONNX Runtime cannot load the exported file: {error}") from error
     taken = {value.name for value in session.get_inputs()}
-    checks = []
+    checks: list[AgreementCheck] = []
     for inputs, expected in zip(all_inputs, all_expected, strict=True):
         shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
         feeds = {name: t.numpy(force=True) for name, t in inputs.items() if name in taken}
@@ -347,6 +353,13 @@ def _verify(
                 raise ExportError(
                     f"output {name!r} disagrees with torch at {shapes}: "
                     f"max relative error {relative:.3g}, tolerance {tolerance:.3g}"
+                )
+            if checks and relative > max(_NOISE, _FAR_BEYOND_NOISE * checks[0].max_relative_error):
+                raise ExportError(
+                    f"output {name!r} disagrees with torch at {shapes}: max relative error "
+                    f"{relative:.3g}, where rounding gives {checks[0].max_relative_error:.3g} at "
+                    "the example; a branch on its sizes was probably baked in: make it the same "
+                    "for all sizes, or fix the axis"
                 )
         checks.append(AgreementCheck(shapes=shapes, max_relative_error=max(errors)))
     return tuple(checks)

@@ -34,11 +34,12 @@ class ExportableCalls(TorchFunctionMode):
     | `squeeze` of a size that is not 1 | the rank is unknown | nothing |
     | `split`, `expand`, `unsqueeze`, `[]` of complex | not translated | the same of real pairs |
     | `linspace` of sizes | its count is fixed | arange times the step |
+    | `adaptive_avg_pool1d`, `2d` | right where the same sizes divide | products with matrices |
     | attention on data-dependent lengths | asks whether they are 0 | states that they are not |
     | `numpy.sqrt` or `** 0.5` of sizes | no such method, no such check | `torch.sym_sqrt` |
 
     A list of counts of `repeat_interleave` is left alone. Results are equal bit for bit,
-    shapes and dtypes too; `linspace` up to the rounding of its dtype.
+    shapes and dtypes too; `linspace` and pooling up to the rounding of their dtype.
     """
 
     def __enter__(self) -> ExportableCalls:
@@ -246,6 +247,40 @@ def linspace(start: Any, end: Any, steps: Any, *, dtype: torch.dtype, **options:
     return torch.where(index < steps / 2, start + index * step, end - (last - index) * step)
 
 
+def _adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor | None:
+    """`torch.adaptive_avg_pool1d` of a symbolic size, else None."""
+    if not isinstance(input.shape[-1], SymInt):
+        return None
+    (count,) = output_size if isinstance(output_size, list | tuple) else (output_size,)
+    return adaptive_average(input, -1, count)
+
+
+def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor | None:
+    """`functional.adaptive_avg_pool2d` where a size is symbolic, else None."""
+    if not any(isinstance(size, SymInt) for size in input.shape[-2:]):
+        return None
+    pair = isinstance(output_size, list | tuple)
+    high, wide = output_size if pair else (output_size, output_size)
+    return adaptive_average(adaptive_average(input, -2, high), -1, wide)
+
+
+def adaptive_average(input: Tensor, axis: int, count: int | None) -> Tensor:
+    """Means over `count` windows of one of the last two axes, for any size of it.
+
+    Window i is `floor(i * size / count)` to `ceil((i + 1) * size / count)`, as torch has it. The
+    exporter's form branches on what divides what, and a trace keeps one branch.
+    """
+    if count is None:
+        return input
+    size = input.shape[axis]
+    index = torch.arange(count, device=input.device)[:, None]
+    start, end = index * size // count, ((index + 1) * size + count - 1) // count
+    column = torch.arange(size, device=input.device)
+    inside = ((column >= start) & (column < end)).to(input.dtype)
+    windows = inside / (end - start).to(input.dtype)
+    return input @ windows.T if axis == -1 else windows @ input
+
+
 def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> None:
     """State for attention that no data-dependent axis is empty, which it asks and cannot know."""
     for tensor in (query, key, value):
@@ -271,6 +306,8 @@ _REWRITES: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.unsqueeze: _unsqueeze,
     Tensor.__getitem__: _getitem,
     torch.linspace: _linspace,
+    torch.adaptive_avg_pool1d: _adaptive_avg_pool1d,
+    functional.adaptive_avg_pool2d: _adaptive_avg_pool2d,
     functional.scaled_dot_product_attention: _attention,
 }
 

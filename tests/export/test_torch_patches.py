@@ -101,6 +101,17 @@ def test_linspace_equals_torch(start: float, end: float, steps: int, dtype: Any)
     assert (found[0], found[-1]) == (expected[0], expected[-1])
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 7, 12, 13])
+@pytest.mark.parametrize("count", [1, 3, 6, None])
+def test_adaptive_average_equals_torch(size: int, count: int | None) -> None:
+    values = torch.randn(2, 3, size, 4, generator=torch.Generator().manual_seed(size))
+    expected = functional.adaptive_avg_pool2d(values, (count, None))
+    found = torch_patches.adaptive_average(values, -2, count)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    turned = torch_patches.adaptive_average(values.mT, -1, count)
+    np.testing.assert_allclose(turned, expected.mT, rtol=1e-5, atol=1e-6)
+
+
 class BoolFill(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Any:
         keep = torch.ones(x.shape, dtype=torch.bool).masked_fill(x > y, False)
@@ -159,6 +170,13 @@ class ComplexRotary(nn.Module):
         return torch.view_as_real(turned).flatten(2)
 
 
+class Pooled(nn.Module):
+    """I2VGenXL's image context: windows whose sizes depend on what the width divides."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        return functional.adaptive_avg_pool2d((x + y)[:, None], (5, 3))
+
+
 class CountInTensor(nn.Module):
     """Cosmos' attention when it is exported: a ratio of head sizes as a tensor."""
 
@@ -178,6 +196,7 @@ TRAPS: dict[str, type[nn.Module]] = {
         TiedBatch,
         NumpyRoot,
         ComplexRotary,
+        Pooled,
         CountInTensor,
     )
 }
@@ -188,10 +207,10 @@ def inputs(batch: int, width: int) -> dict[str, Tensor]:
     return {name: torch.randn(batch, width, 4, generator=rng) for name in ("x", "y")}
 
 
-def export(name: str, path: Path) -> float:
+def export(module: nn.Module, path: Path) -> float:
     dims = {key: {0: "batch", 1: "width"} for key in ("x", "y")}
     report = export_denoiser(
-        TRAPS[name](), inputs(2, 5), dims, path, verify_inputs=[inputs(1, 3), inputs(3, 8)]
+        module, inputs(2, 5), dims, path, verify_inputs=[inputs(1, 3), inputs(3, 8)]
     )
     assert report.inputs == dict.fromkeys(("x", "y"), ("batch", "width", 4))
     return report.max_relative_error
@@ -200,7 +219,7 @@ def export(name: str, path: Path) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAPS)
 def test_trap_exports_right(name: str, tmp_path: Path) -> None:
-    assert export(name, tmp_path / "m.onnx") < 1e-5
+    assert export(TRAPS[name](), tmp_path / "m.onnx") < 1e-5
 
 
 @pytest.mark.slow
@@ -213,7 +232,27 @@ def test_trap_fails_without_the_rewrite(
     monkeypatch.setattr(from_torch, "tied_axes", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(from_torch, "SYMBOLIC_TRANSLATIONS", None)
     with pytest.raises(ExportError):
-        export(name, tmp_path / "m.onnx")
+        export(TRAPS[name](), tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+class FaintlyPooled(Pooled):
+    """A wrong branch that changes little: less than the default tolerance."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        return 5000 + super().forward(x, y)
+
+
+@pytest.mark.slow
+def test_branch_that_changes_little_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right at the example, wrong by less than 1e-3 elsewhere."""
+    assert export(FaintlyPooled(), tmp_path / "m.onnx") < 1e-6
+    (tmp_path / "m.onnx").unlink()
+    monkeypatch.setattr(from_torch, "ExportableCalls", contextlib.nullcontext)
+    with pytest.raises(ExportError, match=r"error \S+, where rounding gives \S+ at the example"):
+        export(FaintlyPooled(), tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
 
 

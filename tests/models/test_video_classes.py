@@ -18,7 +18,6 @@ QUICK = ("ltx",)
 REFUSED = {
     "hunyuan15": r"values of a tensor .*transformer_hunyuan_video15\.py:\d+: if is_t2v:",
     "cogvideox_2b": r"lifted_tensor_0 is mutated in the forward method",
-    "i2vgen": r"max relative error 0\.000\d+, tolerance 0\.0001",
 }
 
 
