@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from qvd_trt.calibrators.sources.calls import CalibrationSource, DenoiserCall
-from qvd_trt.calibrators.statistics.activation_stats import ActivationStats, HeldOutCall
+from qvd_trt.calibrators.statistics.activation_stats import ActivationStats, ReferenceCall
 from qvd_trt.calibrators.statistics.collector import StatisticsCollector
 from qvd_trt.calibrators.temporal.timestep_sweep import TemporalSweep, training_timesteps
 from qvd_trt.export.arrays import AnyArray
@@ -66,7 +66,8 @@ def calibrate(
         model, sites, rows=options.rows, expected_calls=total, providers=options.providers
     )
     choice = _HeldOutChoice(source.trajectories(), total)
-    held_out: list[HeldOutCall] = []
+    held_out = _Spread(HELD_OUT_CALLS)
+    seen = _Spread(HELD_OUT_CALLS)
     template: Mapping[str, AnyArray] = {}
     with progress.step("calibrate", total) as advance:
 
@@ -74,16 +75,19 @@ def calibrate(
             nonlocal template
             template = template or call.inputs
             if choice.takes(call):
-                held_out.append(collector.hold_out(call))
-                prediction: AnyArray = held_out[-1].prediction
+                answered = collector.hold_out(call)
+                held_out.add(answered)
+                prediction: AnyArray = answered.prediction
             else:
                 prediction = collector.observe(call)
+                if choice.whole_trajectory and call.trajectory == 0:
+                    seen.add(collector.answered(call, prediction))
             refuse_not_finite(prediction, call.trajectory, call.step)
             advance()
             return prediction
 
         source.drive(denoise)
-    stats = replace(collector.finish(), held_out=tuple(_spread(held_out, HELD_OUT_CALLS)))
+    stats = replace(collector.finish(), held_out=held_out.chosen(), seen=seen.chosen()[::2])
     strict = [site for site in sites.temporal if site.tensor in sites.strict_temporal]
     if options.sweep_training_timesteps and strict:
         sweep = TemporalSweep(model, strict)
@@ -113,13 +117,41 @@ class _HeldOutChoice:
         self._last = trajectories - 1 if trajectories is not None and trajectories > 1 else None
         self._single_call = calls == 1
 
+    @property
+    def whole_trajectory(self) -> bool:
+        """Whether a trajectory of its own is kept out."""
+        return self._last is not None
+
     def takes(self, call: DenoiserCall) -> bool:
         if self._last is not None:
             return call.trajectory == self._last
         return not self._single_call and call.step % HELD_OUT_STRIDE == 2
 
 
-def _spread(calls: Sequence[HeldOutCall], count: int) -> Iterable[HeldOutCall]:
-    if len(calls) <= count:
-        return calls
-    return [calls[index] for index in np.linspace(0, len(calls) - 1, count).round().astype(int)]
+class _Spread:
+    """A few calls of a stream, evenly spread; holds at most twice as many."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._kept: list[ReferenceCall] = []
+        self._newest: ReferenceCall | None = None
+        self._stride, self._added = 1, 0
+
+    def add(self, call: ReferenceCall) -> None:
+        if self._added % self._stride == 0:
+            self._kept.append(call)
+        if len(self._kept) > 2 * self._count:
+            self._kept = self._kept[::2]
+            self._stride *= 2
+        self._newest = call
+        self._added += 1
+
+    def chosen(self) -> tuple[ReferenceCall, ...]:
+        """All calls where they are few, else the first, the newest and some between."""
+        calls = list(self._kept)
+        if self._newest is not None and calls[-1] is not self._newest:
+            calls.append(self._newest)
+        if len(calls) > self._count:
+            places = np.linspace(0, len(calls) - 1, self._count).round().astype(int)
+            calls = [calls[place] for place in places]
+        return tuple(calls)

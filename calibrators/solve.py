@@ -11,9 +11,12 @@ import numpy as np
 from qvd_trt.calibrators.algorithms.algorithm import Algorithm
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
-from qvd_trt.calibrators.statistics.activation_stats import ActivationStats
+from qvd_trt.calibrators.statistics.activation_stats import ActivationStats, TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
-from qvd_trt.calibrators.temporal.solve_temporal_site import solve_temporal_site
+from qvd_trt.calibrators.temporal.solve_temporal_site import (
+    holds_elsewhere,
+    solve_temporal_site,
+)
 from qvd_trt.export.arrays import AnyArray, Float32Array
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.plan.fold_math import canonical_weight
@@ -37,6 +40,10 @@ from qvd_trt.export.plan.site_types import (
 
 NEVER_EXERCISED = "its input was constant in calibration"
 """Reason of layers that stay float because no call says how large their input may become."""
+
+UNKNOWN_FEATURE = "its feature also depends on inputs that one trajectory does not vary"
+UNSTEADY_FEATURE = "a codebook of its feature does not hold on other trajectories"
+"""Reasons of temporal layers that stay float: their speed does not depend on a codebook."""
 
 TEMPORAL_FLOAT = "float"
 """As a temporal quantizer: leave the temporal sites in high precision."""
@@ -125,13 +132,10 @@ def solve(
         progress()
     temporal_plans: list[TemporalPlan] = []
     for site in sites.temporal:
-        if options.codebook == TEMPORAL_FLOAT or options.bits.activation == FLOAT_BITS:
-            all_kept += [
-                KeptLayer(layer.name, layer.op.value, "temporal site, kept float")
-                for layer in site.layers
-            ]
-        else:
+        if (reason := _float_feature(site, sites, stats, options)) is None:
             temporal_plans.append(_temporal_plan(site, stats, read_weight, options))
+        else:
+            all_kept += [KeptLayer(layer.name, layer.op.value, reason) for layer in site.layers]
         progress()
     return QuantPlan(
         model_hash=stats.model_hash,
@@ -154,7 +158,7 @@ def never_exercised(site: Site, stats: ActivationStats) -> bool:
     found = stats.sites.get(site.key)
     if found is None:
         return False
-    low, high = found.ranges.minimum.min(axis=0), found.ranges.maximum.max(axis=0)
+    low, high = found.ranges.over()
     return bool(np.array_equal(low, high))
 
 
@@ -163,18 +167,36 @@ def float32_tensors(stats: ActivationStats) -> tuple[str, ...]:
     return tuple(name for name, value in stats.magnitudes.items() if beyond_fp16(value))
 
 
+def _float_feature(
+    site: Site, sites: GraphSites, stats: ActivationStats, options: SolveOptions
+) -> str | None:
+    """Why a temporal site gets no codebook, or None."""
+    if options.codebook == TEMPORAL_FLOAT or options.bits.activation == FLOAT_BITS:
+        return "temporal site, kept float"
+    if site.tensor in sites.strict_temporal:
+        return None
+    holds = holds_elsewhere(_feature(site, stats), options.bits, options.codebook)
+    if holds is None:
+        return UNKNOWN_FEATURE
+    return None if holds else UNSTEADY_FEATURE
+
+
+def _feature(site: Site, stats: ActivationStats) -> TemporalFeatures:
+    feature = stats.temporal.get(site.tensor)
+    if feature is None:
+        raise UserError(f"the statistics hold no feature {site.tensor!r}; calibrate again")
+    return feature
+
+
 def _temporal_plan(
     site: Site,
     stats: ActivationStats,
     read_weight: Callable[[str], AnyArray],
     options: SolveOptions,
 ) -> TemporalPlan:
-    feature = stats.temporal.get(site.tensor)
-    if feature is None:
-        raise UserError(f"the statistics hold no feature {site.tensor!r}; calibrate again")
     return solve_temporal_site(
         site,
-        feature,
+        _feature(site, stats),
         _weights(site, read_weight),
         options.bits,
         options.codebook,
@@ -200,7 +222,9 @@ def _problem(
             "needs; calibrate again with this algorithm"
         )
     may_shift = options.shift_padded or not site.padded
-    return SiteProblem(site, found, _weights(site, read_weight), options.bits, may_shift)
+    return SiteProblem(
+        site, found, _weights(site, read_weight), options.bits, stats.timesteps, may_shift
+    )
 
 
 def _without_gemv(site: Site, stats: ActivationStats) -> tuple[Site, list[KeptLayer]]:

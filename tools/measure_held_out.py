@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from qvd_trt.calibrators.statistics.activation_stats import HeldOutCall
+from qvd_trt.calibrators.statistics.activation_stats import ReferenceCall
 from qvd_trt.export.apply_plan import ApplyOptions, apply_plan
 from qvd_trt.export.arrays import Float32Array
 from qvd_trt.export.errors import UserError
@@ -24,7 +24,7 @@ from qvd_trt.export.plan.quant_plan import QuantPlan
 from qvd_trt.export.progress import SILENT, Progress
 from qvd_trt.export.targets import TARGETS, FloatType, HtdqForm
 from qvd_trt.tools.emulated_session import open_emulated
-from qvd_trt.tools.quantize_report import HeldOutScore
+from qvd_trt.tools.quantize_report import CallScore
 
 REFERENCE = ApplyOptions(
     replace(TARGETS["ort"], base_opset=LOWEST_OPSET), FloatType.FP32, HtdqForm.INLINE
@@ -35,10 +35,10 @@ REFERENCE = ApplyOptions(
 def measure(
     model: FloatModel,
     plan: QuantPlan,
-    calls: Sequence[HeldOutCall],
+    calls: Sequence[ReferenceCall],
     progress: Progress = SILENT,
     options: ApplyOptions = REFERENCE,
-) -> tuple[HeldOutScore, ...]:
+) -> tuple[CallScore, ...]:
     """As :func:`measure_file`, of the file that a plan becomes with these options.
 
     Args:
@@ -62,9 +62,9 @@ def measure(
 def measure_file(
     path: Path,
     prediction: str,
-    calls: Sequence[HeldOutCall],
+    calls: Sequence[ReferenceCall],
     progress: Progress = SILENT,
-) -> tuple[HeldOutScore, ...]:
+) -> tuple[CallScore, ...]:
     """SQNR of the prediction against the float model's, call by call, in call order.
 
     Args:
@@ -89,9 +89,9 @@ def measure_file(
 def _scores(
     session: ort.InferenceSession,
     name: str,
-    calls: Sequence[HeldOutCall],
+    calls: Sequence[ReferenceCall],
     progress: Progress,
-) -> tuple[HeldOutScore, ...]:
+) -> tuple[CallScore, ...]:
     scores = []
     with progress.step("measure", len(calls)) as advance:
         for call in calls:
@@ -99,12 +99,12 @@ def _scores(
             prediction = np.asarray(output, np.float32)
             _refuse_not_finite(call, prediction)
             error = sqnr(call.prediction, prediction)
-            scores.append(HeldOutScore(call.timestep, round(error, 2)))
+            scores.append(CallScore(call.timestep, round(error, 2)))
             advance()
     return tuple(scores)
 
 
-def _refuse_not_finite(call: HeldOutCall, prediction: Float32Array) -> None:
+def _refuse_not_finite(call: ReferenceCall, prediction: Float32Array) -> None:
     where = f"holds NaN or Inf on the held-out call at timestep {call.timestep:g}"
     if not np.isfinite(call.prediction).all():
         raise UserError(

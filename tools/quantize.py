@@ -42,7 +42,6 @@ from qvd_trt.export.targets import FloatType
 from qvd_trt.tools.edited_plan import is_edited, plan_digest, spare_name
 from qvd_trt.tools.measure_held_out import measure_file
 from qvd_trt.tools.quantize_report import (
-    HeldOutScore,
     QuantizationReport,
     TemporalScore,
     int8_share,
@@ -58,6 +57,9 @@ from qvd_trt.tools.quantize_request import (
     plan_path,
     report_path,
 )
+
+UNSEEN_LOSS = 6.0
+"""dB between calibrated and held-out calls from which on the export warns: four times the noise."""
 
 Tell = Callable[[str], None]
 """Takes a warning while the work goes on."""
@@ -96,7 +98,8 @@ def quantize(
         calibration = _statistics(request, model, sites, progress, tell)
     with clock.measure("solve"):
         plan = given or _make_plan(solving, model, sites, calibration.stats, progress)
-    held_out = () if calibration.stats is None else calibration.stats.held_out
+    stats = calibration.stats
+    held_out, seen = ((), ()) if stats is None else (stats.held_out, stats.seen)
     with written_together(request.output) as staged:
         with clock.measure("write"), progress.step("write", None):
             emitted = apply_plan(model, plan, request.apply)
@@ -105,16 +108,16 @@ def quantize(
             kept = _write_plan(request, plan, staged)
             quantized_bytes = sum(file.stat().st_size for file in saved)
         with clock.measure("measure"):
-            scores = measure_file(staged, model.signature.output.name, held_out, progress)
-        ranges = _range_warnings(request, model, plan, calibration.stats)
+            calls = (*held_out, *seen)
+            scores = measure_file(staged, model.signature.output.name, calls, progress)
+        ranges = _range_warnings(request, model, plan, stats)
         given_here = same_file(request.plan, plan_path(request.output))
         written_plan = plan_path(request.output if given_here else staged)
-        report = _report(
-            request, model, sites, plan, calibration, scores, quantized_bytes, clock.seconds
-        )
+        report = _report(request, model, sites, plan, calibration, quantized_bytes, clock.seconds)
+        report = replace(report, held_out=scores[: len(held_out)], seen=scores[len(held_out) :])
         report = replace(
             report,
-            warnings=(*report.warnings, *ranges, *kept),
+            warnings=(*report.warnings, *ranges, *_unseen_warning(report), *kept),
             plan_sha256=plan_digest(written_plan),
             written=_written(request, staged, calibration),
         )
@@ -303,13 +306,23 @@ def _range_warnings(
     return tuple(warnings)
 
 
+def _unseen_warning(report: QuantizationReport) -> tuple[str, ...]:
+    """That calibration does not speak for other conditions, where the held-out calls show it."""
+    lost = report.unseen_loss()
+    if lost is None or lost < UNSEEN_LOSS:
+        return ()
+    return (
+        f"held-out calls are {lost:.0f} dB worse than calibrated ones at the same timesteps: "
+        "calibration saw too few conditions; give more trajectories (--samples, --calib)",
+    )
+
+
 def _report(
     request: QuantizeRequest,
     model: FloatModel,
     sites: GraphSites,
     plan: QuantPlan,
     calibration: _Calibration,
-    scores: tuple[HeldOutScore, ...],
     quantized_bytes: int,
     seconds: dict[str, float],
 ) -> QuantizationReport:
@@ -346,7 +359,8 @@ def _report(
             for site in plan.temporal
         ),
         int8_share=share,
-        held_out=scores,
+        held_out=(),
+        seen=(),
         weakest=weakest_layers(plan),
         float_bytes=model.bytes,
         quantized_bytes=quantized_bytes,

@@ -26,8 +26,8 @@ class TemporalScore:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOutScore:
-    """SQNR of the quantized prediction on one held-out call, in dB."""
+class CallScore:
+    """SQNR of the quantized prediction on one call, in dB."""
 
     timestep: float
     sqnr: float
@@ -75,6 +75,7 @@ class Int8Share:
 class QuantizationReport:
     """The outcome of one export.
 
+    ``held_out`` are calls that calibration did not see, ``seen`` some that it did at these steps.
     ``float_bytes`` and ``quantized_bytes`` are the sizes of the two models' files; ``written`` are
     all files that were written, and ``plan_sha256`` is of the plan's file, to tell later whether it
     was edited.
@@ -97,7 +98,8 @@ class QuantizationReport:
     kept: tuple[KeptLayer, ...]
     temporal: tuple[TemporalScore, ...]
     int8_share: Int8Share | None
-    held_out: tuple[HeldOutScore, ...]
+    held_out: tuple[CallScore, ...]
+    seen: tuple[CallScore, ...]
     weakest: tuple[WeakLayer, ...]
     float_bytes: int
     quantized_bytes: int
@@ -109,6 +111,12 @@ class QuantizationReport:
     def mean_sqnr(self) -> float | None:
         """Mean SQNR over the held-out calls, in dB."""
         return float(np.mean([s.sqnr for s in self.held_out])) if self.held_out else None
+
+    def unseen_loss(self) -> float | None:
+        """How far held-out calls are below calibrated ones of the same timesteps: mean, in dB."""
+        at = {score.timestep: score.sqnr for score in self.held_out}
+        lost = [s.sqnr - at[s.timestep] for s in self.seen if s.timestep in at]
+        return float(np.mean(lost)) if lost else None
 
     def to_json(self) -> str:
         """JSON with the mean of the held-out SQNR; numbers that JSON cannot write are strings."""

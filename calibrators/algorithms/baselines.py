@@ -9,10 +9,10 @@ import numpy as np
 from qvd_trt.calibrators.algorithms.algorithm import Algorithm, absmax_weights, mse_weights
 from qvd_trt.calibrators.algorithms.problem import SiteProblem, quantized_rows
 from qvd_trt.calibrators.algorithms.scri_map import (
+    MapRule,
     affine_grid,
-    half_range,
     mid_shift,
-    smooth_scale,
+    weight_reach,
 )
 from qvd_trt.export.plan.quant_plan import ActivationQuant
 from qvd_trt.export.plan.scale_math import scale_for
@@ -50,8 +50,7 @@ def mse_clipped_grid(problem: SiteProblem) -> ActivationQuant:
 
 def smoothquant_grid(problem: SiteProblem) -> ActivationQuant:
     """``s_c = max|x_c|^a / max|W_c|^(1-a)`` at every site, no clipping (arXiv 2211.10438)."""
-    smooth = smooth_scale(problem, half_range(problem, None), SMOOTHQUANT_ALPHA)
-    return affine_grid(problem, None, smooth)
+    return MapRule(alpha=SMOOTHQUANT_ALPHA).grid(problem, weight_reach(problem))
 
 
 def shift_grid(problem: SiteProblem) -> ActivationQuant:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from qvd_trt.calibrators.statistics.activation_stats import SiteStats
-from qvd_trt.export.arrays import Float32Array
+from qvd_trt.export.arrays import Float32Array, Float64Array
 from qvd_trt.export.plan.fold_math import folded_weight, reciprocal, shift_bias
 from qvd_trt.export.plan.quant_plan import ActivationQuant, Bits, WeightQuant
 from qvd_trt.export.plan.scale_math import activation_levels, fake_quantized, quantize_dequantize
@@ -24,6 +24,7 @@ class SiteProblem:
         stats: Its ranges and, when requested, its sample rows.
         weights: ``[N, C / groups, taps]`` float32 by layer name.
         bits: Widths to solve for.
+        timesteps: ``[T]`` float64, the first axis of the ranges.
         may_shift: Whether a shift is worth its nodes on the runtime.
     """
 
@@ -31,12 +32,17 @@ class SiteProblem:
     stats: SiteStats
     weights: Mapping[str, Float32Array]
     bits: Bits
+    timesteps: Float64Array
     may_shift: bool = True
+
+    @property
+    def trajectories(self) -> int:
+        """Number of folds that had calls."""
+        return len(self.stats.fold_ranges.called())
 
     def channel_range(self) -> tuple[Float32Array, Float32Array]:
         """Minimum and maximum ``[C]`` over the trajectory, zero included where it is padded."""
-        low = self.stats.ranges.minimum.min(axis=0)
-        high = self.stats.ranges.maximum.max(axis=0)
+        low, high = self.stats.ranges.over()
         if self.site.padded:
             low, high = np.minimum(low, 0), np.maximum(high, 0)
         return low, high
@@ -44,11 +50,6 @@ class SiteProblem:
     def rows(self, layer: Layer) -> Float32Array:
         """What the layer reads, ``[R, C, taps]``."""
         return self.stats.rows[layer.window.key].values
-
-    def thinned(self, count: int) -> SiteProblem:
-        """The same problem on the first ``count`` sample rows, themselves a random choice."""
-        rows = {key: sample.lowest(count) for key, sample in self.stats.rows.items()}
-        return replace(self, stats=replace(self.stats, rows=rows))
 
 
 def transformed_rows(rows: Float32Array, activation: ActivationQuant) -> Float32Array:
@@ -106,6 +107,26 @@ def reference_output(problem: SiteProblem, layer: Layer) -> Reference:
     """The layer's float output on its sample rows."""
     output = layer_output(layer, problem.rows(layer), problem.weights[layer.name])
     return Reference(output, max(float(np.mean(np.square(output, dtype=np.float64))), 1e-30))
+
+
+def activation_noise(problem: SiteProblem, layer: Layer, activation: ActivationQuant) -> float:
+    """Mean square of ``(Q(X') - X') W'``: what the activation's grid alone does to the output."""
+    rows = problem.rows(layer)
+    error = quantized_rows(rows, activation) - transformed_rows(rows, activation)
+    if activation.smooth is not None:
+        error = error * activation.smooth[None, :, None]
+    output = layer_output(layer, error, problem.weights[layer.name])
+    return float(np.mean(np.square(output, dtype=np.float64)))
+
+
+def weight_noise(
+    problem: SiteProblem, layer: Layer, activation: ActivationQuant, grid: WeightQuant
+) -> float:
+    """Mean square of ``X' (Q(W') - W')``: what the weight's grid alone does to the output."""
+    folded = folded_weight(layer, problem.weights[layer.name], activation)
+    error = fake_quantized(folded, grid) - folded
+    output = layer_output(layer, transformed_rows(problem.rows(layer), activation), error)
+    return float(np.mean(np.square(output, dtype=np.float64)))
 
 
 def output_error(

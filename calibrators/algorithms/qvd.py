@@ -1,102 +1,178 @@
-"""``qvd``: SCRI gated per site by the error of the layers' outputs, HTDQ on temporal sites."""
+"""``qvd``: SCRI gated per site by cross-validation, HTDQ on temporal sites."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
+from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 
 from qvd_trt.calibrators.algorithms.algorithm import Algorithm, absmax_weights, mse_weights
+from qvd_trt.calibrators.algorithms.cross_validation import left_out
 from qvd_trt.calibrators.algorithms.problem import (
-    Reference,
     SiteProblem,
-    output_error,
+    activation_noise,
     reference_output,
+    weight_noise,
 )
-from qvd_trt.calibrators.algorithms.scri_map import (
-    affine_grid,
-    half_range,
-    mid_shift,
-    smooth_scale,
-)
-from qvd_trt.export.arrays import Float32Array
+from qvd_trt.calibrators.algorithms.scri_map import DEAD_CHANNEL, MapRule, weight_reach
 from qvd_trt.export.plan.quant_plan import FLOAT_BITS, ActivationQuant
 
 ALPHAS = (0.35, 0.5, 0.65, 0.8, 1.0)
 
-HEADROOM = 1.25
-"""Room above the ranges seen: calibration shows a few trajectories and conditions, and a channel
-that leaves its range under the next one is clipped in every frame (see docs/results.md)."""
+FLOORS = (DEAD_CHANNEL, 0.1)
+"""Least range of a channel under a scale, as a fraction of the largest: what is small on a few
+trajectories need not be on the next."""
 
-CLIP_RATIOS = (0.8, 0.64, 0.5, 0.4, 0.3, 0.2)
-"""Candidates for clipping, times the range with headroom; 0.8 is the range seen."""
+HEADROOM_RATIOS = (2.0, 1.6, 1.25, 1.0)
+"""Candidates of the scale, times the range seen."""
 
-CLIP_GAIN = 0.7
-"""Clipping is judged on the rows that it was chosen on, so it must remove a third of the noise."""
+CLIP_RATIOS = (0.8, 0.64, 0.5, 0.4, 0.3)
 
-FINALISTS = 3
-"""How many maps of the first round get their clipping searched."""
+CLIP_GAIN = 0.85
+"""Sample rows miss what is rare, so clipping must remove a seventh of the noise that they show."""
 
-SEARCH_ROWS = 192
-"""Sample rows that candidates are compared on; weights and bias correction use all of them."""
+FIRST_RATIOS = (1.6, 1.0)
+"""Maps are compared first at the better of these."""
+
+FINALISTS = 4
+"""How many maps of the first round are tried with all ratios."""
 
 PAD_BEFORE_SHIFT_COST = 1.10
 """A shift in front of a zero-padded convolution needs a Pad node: it must gain a tenth. Where the
 node costs more than INT8 gains, a target forbids such shifts (``TargetProfile.shifts_padded``)."""
 
+SAFE_SQNR = 33.0
+"""dB at 8 bits. One trajectory tells nothing about other conditions, so a layer that the plain grid
+serves that well along it keeps that grid."""
+
+DECIBELS_PER_BIT = 6.02
+
+PLAIN = MapRule()
+
 
 def gated_grid(problem: SiteProblem) -> ActivationQuant:
-    """Shift and alpha by the least error of the layers' outputs, then headroom or clipping.
+    """Shift, alpha, floor and ratio by the least error on trajectories that were left out.
 
-    The map is chosen first and clipped only where that clearly pays. The paper (arXiv 2407.11585)
-    shifts everywhere; docs/method.md#gate says why that needs a gate: under scattered scales a mid
-    shift alone can be worse than nothing.
+    Where nothing tells how these would differ, the plain grid of the range seen. The paper (arXiv
+    2407.11585) shifts everywhere; docs/method.md#gate says why that needs a gate: under scattered
+    scales a mid shift alone can be worse than nothing.
     """
-    search = problem.thinned(SEARCH_ROWS)
-    references = {layer.name: reference_output(search, layer) for layer in problem.site.layers}
+    folds = left_out(problem)
+    if not folds:
+        return PLAIN.grid(problem, weight_reach(problem))
+    judge = _Judge(problem, folds)
+    if problem.trajectories == 1:
+        plain = _best(judge, [PLAIN])
+        if plain.cost < _safe_cost(problem):
+            return plain.grid
+    return _best(judge, _rules(problem)).grid
 
-    def cost(grid: ActivationQuant) -> float:
-        return _cost(search, references, grid)
 
-    maps = sorted(
-        (_scaled(affine_grid(problem, *pair), HEADROOM) for pair in _maps(problem)), key=cost
+def _safe_cost(problem: SiteProblem) -> float:
+    """Noise over signal, of all the site's layers, up to which a map is not worth its risk."""
+    decibels = SAFE_SQNR - DECIBELS_PER_BIT * (8 - problem.bits.activation)
+    return len(problem.site.layers) * float(10 ** (-decibels / 10))
+
+
+class _Choice(NamedTuple):
+    grid: ActivationQuant
+    cost: float
+
+
+def _best(judge: _Judge, rules: Sequence[MapRule]) -> _Choice:
+    """The rule and ratio of least cost: all rules at some ratios, then the best at all."""
+    maps = sorted((_Candidate(judge, rule) for rule in rules), key=_Candidate.first_cost)
+    roomy, clipped = (
+        min(
+            ((found.cost(ratio), found, ratio) for found in maps[:FINALISTS] for ratio in ratios),
+            key=itemgetter(0),
+        )
+        for ratios in (HEADROOM_RATIOS, CLIP_RATIOS)
     )
-    best = maps[0]
-    clipped = min(
-        (_scaled(grid, ratio) for grid in maps[:FINALISTS] for ratio in CLIP_RATIOS), key=cost
+    cost, best, ratio = clipped if clipped[0] < CLIP_GAIN * roomy[0] else roomy
+    return _Choice(best.grid(ratio), cost)
+
+
+class _Judge:
+    """What is the same for all candidates of a site."""
+
+    def __init__(self, problem: SiteProblem, folds: Sequence[SiteProblem]) -> None:
+        self.problem = problem
+        self.folds = folds
+        self.reach = weight_reach(problem)
+        self.power = {
+            layer.name: reference_output(problem, layer).power for layer in problem.site.layers
+        }
+
+
+class _Candidate:
+    """A rule, with its maps of every fold."""
+
+    def __init__(self, judge: _Judge, rule: MapRule) -> None:
+        self.rule = rule
+        self._judge = judge
+        self._grids = [rule.grid(fold, judge.reach) for fold in judge.folds]
+        self._weight_cost = _weight_cost(judge, rule)
+        self._price = PAD_BEFORE_SHIFT_COST if rule.shifted and judge.problem.site.padded else 1.0
+
+    def grid(self, ratio: float) -> ActivationQuant:
+        """The grid for all trajectories.
+
+        Headroom is above the range of them all. A clipping is that which served in the folds: a
+        wider range with more data does not move the best place to clip.
+        """
+        whole = self.rule.grid(self._judge.problem, self._judge.reach)
+        if ratio >= 1:
+            return _scaled(whole, ratio)
+        return replace(whole, scale=float(np.mean([grid.scale for grid in self._grids])) * ratio)
+
+    def first_cost(self) -> float:
+        return min(map(self.cost, FIRST_RATIOS))
+
+    def cost(self, ratio: float) -> float:
+        """Noise over signal, summed over the site's layers: the folds' mean plus its error.
+
+        The standard error keeps a candidate that fails in one of a few folds from winning by luck.
+        """
+        judge = self._judge
+        folds = [
+            sum(
+                activation_noise(fold, layer, _scaled(grid, ratio)) / judge.power[layer.name]
+                for layer in judge.problem.site.layers
+            )
+            for fold, grid in zip(judge.folds, self._grids, strict=True)
+        ]
+        error = np.std(folds) / math.sqrt(max(len(folds) - 1, 1))
+        return float(np.mean(folds) + error + self._weight_cost) * self._price
+
+
+def _weight_cost(judge: _Judge, rule: MapRule) -> float:
+    problem = judge.problem
+    if problem.bits.weight == FLOAT_BITS:
+        return 0.0
+    grid = rule.grid(problem, judge.reach)
+    return sum(
+        weight_noise(problem, layer, grid, absmax_weights(problem, layer, grid))
+        / judge.power[layer.name]
+        for layer in problem.site.layers
     )
-    return clipped if cost(clipped) < CLIP_GAIN * cost(best) else best
 
 
 def _scaled(grid: ActivationQuant, ratio: float) -> ActivationQuant:
     return replace(grid, scale=grid.scale * ratio)
 
 
-def _maps(problem: SiteProblem) -> list[tuple[Float32Array | None, Float32Array | None]]:
-    maps: list[tuple[Float32Array | None, Float32Array | None]] = []
-    for shift in (None, mid_shift(problem)) if problem.may_shift else (None,):
-        ranges = half_range(problem, shift)
-        maps.append((shift, None))
-        maps += [(shift, smooth_scale(problem, ranges, alpha)) for alpha in ALPHAS]
-    return maps
-
-
-def _cost(
-    problem: SiteProblem, references: Mapping[str, Reference], activation: ActivationQuant
-) -> float:
-    """Noise over signal, summed over the layers that share the site."""
-    total = 0.0
-    for layer in problem.site.layers:
-        grid = None
-        if problem.bits.weight != FLOAT_BITS:
-            grid = absmax_weights(problem, layer, activation)
-        reference = references[layer.name]
-        error = output_error(problem, layer, reference, activation, grid)
-        total += float(np.mean(np.square(error, dtype=np.float64))) / reference.power
-    if activation.shift is not None and problem.site.padded:
-        total *= PAD_BEFORE_SHIFT_COST
-    return total
+def _rules(problem: SiteProblem) -> list[MapRule]:
+    rules: list[MapRule] = []
+    for shifted in (False, True) if problem.may_shift else (False,):
+        rules.append(MapRule(shifted))
+        rules += [MapRule(shifted, alpha, floor) for alpha, floor in product(ALPHAS, FLOORS)]
+    return rules
 
 
 QVD = Algorithm(

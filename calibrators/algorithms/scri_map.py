@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
@@ -10,8 +12,36 @@ from qvd_trt.export.plan.quant_plan import ActivationQuant
 from qvd_trt.export.plan.scale_math import scale_for
 from qvd_trt.export.plan.site_types import Layer
 
-_DEAD_CHANNEL = np.float32(1e-4)
+DEAD_CHANNEL = 1e-4
 """Ranges and weights are floored at this fraction of the largest, so that no scale explodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapRule:
+    """How a map follows from ranges, so that it can be made again from other ones.
+
+    Attributes:
+        shifted: Whether channels are shifted to the middle of their range.
+        alpha: Exponent of the scale, or None for no scale.
+        floor: Fraction of the largest range that every channel counts as at least.
+    """
+
+    shifted: bool = False
+    alpha: float | None = None
+    floor: float = DEAD_CHANNEL
+
+    def grid(self, problem: SiteProblem, reach: Float32Array) -> ActivationQuant:
+        """The grid that clips nothing under the map of this problem's ranges.
+
+        Args:
+            problem: The site.
+            reach: Its :func:`weight_reach`.
+        """
+        shift = mid_shift(problem) if self.shifted else None
+        smooth = None
+        if self.alpha is not None:
+            smooth = smooth_scale(half_range(problem, shift), reach, self.alpha, self.floor)
+        return affine_grid(problem, shift, smooth)
 
 
 def mid_shift(problem: SiteProblem) -> Float32Array:
@@ -29,11 +59,19 @@ def half_range(problem: SiteProblem, shift: Float32Array | None) -> Float32Array
     return np.maximum(np.abs(low), np.abs(high))
 
 
-def smooth_scale(problem: SiteProblem, ranges: Float32Array, alpha: float) -> Float32Array:
-    """``s_c = r_c^a / w_c^(1-a)``, normalised so that ``max_c r_c / s_c`` is the tensor range."""
-    ranges = _floored(ranges)
-    weights = _floored(weight_reach(problem))
-    smooth = ranges**alpha / weights ** (1 - alpha)
+def smooth_scale(
+    ranges: Float32Array, reach: Float32Array, alpha: float, floor: float = DEAD_CHANNEL
+) -> Float32Array:
+    """``s_c = r_c^a / w_c^(1-a)``, normalised so that ``max_c r_c / s_c`` is the tensor range.
+
+    Args:
+        ranges: ``r``, ``[C]``.
+        reach: ``w``, ``[C]``.
+        alpha: ``a``.
+        floor: Fraction of the largest range that every range counts as at least.
+    """
+    ranges, reach = _floored(ranges, floor), _floored(reach, DEAD_CHANNEL)
+    smooth = ranges**alpha / reach ** (1 - alpha)
     normalised: Float32Array = smooth * (ranges / smooth).max() / ranges.max()
     return normalised.astype(np.float32)
 
@@ -63,7 +101,7 @@ def _layer_reach(layer: Layer, weight: Float32Array) -> Float32Array:
     return widest
 
 
-def _floored(values: Float32Array) -> Float32Array:
-    floor = np.float32(max(float(values.max()), 1e-30)) * _DEAD_CHANNEL
+def _floored(values: Float32Array, fraction: float) -> Float32Array:
+    floor = np.float32(max(float(values.max()), 1e-30)) * np.float32(fraction)
     floored: Float32Array = np.maximum(values, floor)
     return floored

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.graph.signature import ModelSignature
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,6 +26,24 @@ class DenoiserCall:
     inputs: Mapping[str, AnyArray]
     trajectory: int
     step: int
+
+
+class ConditionNumbers:
+    """Tells trajectories apart where nobody names them: by all inputs but latent and timestep.
+
+    Calls of equal conditions get one number, in the order in which conditions appear.
+    """
+
+    def __init__(self, signature: ModelSignature) -> None:
+        self._sampled = {signature.latent, signature.timestep}
+        self._numbers: dict[bytes, int] = {}
+
+    def number(self, inputs: Mapping[str, AnyArray]) -> int:
+        """The number of these inputs' condition, from 0."""
+        digest = hashlib.sha256()
+        for name in sorted(inputs.keys() - self._sampled):
+            digest.update(np.ascontiguousarray(inputs[name]).tobytes())
+        return self._numbers.setdefault(digest.digest(), len(self._numbers))
 
 
 Denoise = Callable[[DenoiserCall], AnyArray]

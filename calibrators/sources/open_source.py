@@ -39,17 +39,17 @@ class ChainedSources:
 
     def drive(self, denoise: Denoise) -> None:
         """Make every call of every source once."""
-        offset = 0
-        last = -1
+        offset = used = 0
 
         def renumbered(call: DenoiserCall) -> AnyArray:
-            nonlocal last
-            last = offset + call.trajectory
-            return denoise(replace(call, trajectory=last))
+            nonlocal used
+            number = offset + call.trajectory
+            used = max(used, number + 1)
+            return denoise(replace(call, trajectory=number))
 
         for source in self._sources:
             source.drive(renumbered)
-            offset = last + 1
+            offset = used
 
 
 def open_source(paths: Sequence[Path], signature: ModelSignature) -> CalibrationSource:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
+from qvd_trt.calibrators.sources.calls import ConditionNumbers, Denoise, DenoiserCall
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.atomic_files import not_a_file
 from qvd_trt.export.errors import UserError
@@ -18,10 +18,11 @@ _HOW_TO = "write it with polygraphy run --save-inputs, or polygraphy.json.save_j
 
 
 class PolygraphyJson:
-    """A JSON list of feed dicts, or a folder with one file per call; all one trajectory.
+    """A JSON list of feed dicts, or a folder with one file per call.
 
-    A file is decoded whole, as Polygraphy does it. It is decoded once to check and count its
-    calls, and again to make them, so that no call is held in between.
+    Trajectories are told apart by their conditions alone. A file is decoded whole, as Polygraphy
+    does it: once to check and count its calls, and again to make them, so that no call is held in
+    between.
     """
 
     def __init__(self, path: Path, signature: ModelSignature) -> None:
@@ -40,9 +41,9 @@ class PolygraphyJson:
         """One line for the report."""
         return f"{self._path}, {self._calls} calls"
 
-    def trajectories(self) -> int:
-        """Always one."""
-        return 1
+    def trajectories(self) -> None:
+        """Unknown: the format does not name them."""
+        return None
 
     def calls(self) -> int:
         """Number of feed dicts."""
@@ -54,8 +55,9 @@ class PolygraphyJson:
         Raises:
             UserError: the file changed since it was opened and is wrong now.
         """
+        conditions = ConditionNumbers(self._signature)
         for step, inputs in enumerate(self._feeds()):
-            denoise(DenoiserCall(inputs, trajectory=0, step=step))
+            denoise(DenoiserCall(inputs, conditions.number(inputs), step))
 
     def _feeds(self) -> Iterator[dict[str, AnyArray]]:
         for file in self._files:

@@ -7,21 +7,36 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qvd_trt.export.arrays import AnyArray, Float32Array, Float64Array
+from qvd_trt.export.arrays import AnyArray, Float32Array, Float64Array, IntArray, UInt8Array
 from qvd_trt.export.errors import UserError
+
+FOLDS = 8
+"""Trajectory ``i`` belongs to fold ``i % FOLDS``, so that a fold can be left out of what a choice
+is made on and the choice be judged on it."""
+
+EVERY_FOLD = (1 << FOLDS) - 1
+"""``TemporalFeatures.folds`` of a row that no trajectory is needed for."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelRanges:
-    """Per-timestep, per-channel ranges of one activation tensor.
+    """Per-channel ranges of one activation tensor, a row for each part of the calls.
 
     Attributes:
-        minimum: ``[T, C]`` float32, T the number of distinct timesteps.
-        maximum: ``[T, C]`` float32.
+        minimum: ``[P, C]`` float32, P the number of parts; +inf in a part without calls.
+        maximum: ``[P, C]`` float32; -inf in a part without calls.
     """
 
     minimum: Float32Array
     maximum: Float32Array
+
+    def called(self) -> IntArray:
+        """Indices of the parts that had calls."""
+        return np.flatnonzero((self.minimum <= self.maximum).any(axis=1))
+
+    def over(self, parts: AnyArray | slice = slice(None)) -> tuple[Float32Array, Float32Array]:
+        """Least and greatest value over some of the parts, ``[C]`` each."""
+        return self.minimum[parts].min(axis=0), self.maximum[parts].max(axis=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +50,23 @@ class SampleRows:
         values: ``[R, C, taps]`` float32; taps is 1 for linear layers. Padded taps hold zero.
         priorities: ``[R]`` float64, ascending.
         timesteps: ``[R]`` float64, the timestep at which each row was seen.
+        folds: ``[R]`` integers, the fold of the trajectory in which it was seen.
     """
 
     values: Float32Array
     priorities: Float64Array
     timesteps: Float64Array
+    folds: IntArray
+
+    def at(self, chosen: AnyArray) -> SampleRows:
+        """Some of the rows, by a mask ``[R]`` or by indices."""
+        return SampleRows(
+            self.values[chosen], self.priorities[chosen], self.timesteps[chosen], self.folds[chosen]
+        )
 
     def lowest(self, count: int) -> SampleRows:
         """Keep the ``count`` rows of lowest priority."""
-        order = np.argsort(self.priorities, kind="stable")[:count]
-        return SampleRows(self.values[order], self.priorities[order], self.timesteps[order])
+        return self.at(np.argsort(self.priorities, kind="stable")[:count])
 
     def merged(self, other: SampleRows, count: int) -> SampleRows:
         """The ``count`` rows of lowest priority among both."""
@@ -52,6 +74,7 @@ class SampleRows:
             np.concatenate([self.values, other.values]),
             np.concatenate([self.priorities, other.priorities]),
             np.concatenate([self.timesteps, other.timesteps]),
+            np.concatenate([self.folds, other.folds]),
         ).lowest(count)
 
 
@@ -60,12 +83,14 @@ class SiteStats:
     """Statistics of one dense site.
 
     Attributes:
-        ranges: Ranges per timestep and channel.
+        ranges: Ranges per timestep and channel, ``[T, C]``.
+        fold_ranges: Ranges per fold and channel, ``[FOLDS, C]``.
         rows: Sample rows by ``Window.key``; empty when the algorithm asked for none.
         row_limit: How many rows are kept per window.
     """
 
     ranges: ChannelRanges
+    fold_ranges: ChannelRanges
     rows: Mapping[str, SampleRows]
     row_limit: int
 
@@ -77,15 +102,21 @@ class TemporalFeatures:
     Attributes:
         values: ``[S, C]`` float32, ordered by timestep.
         timesteps: ``[S]`` float64.
+        folds: ``[S]`` uint8, bit ``f`` set where a trajectory of fold ``f`` had this row.
     """
 
     values: Float32Array
     timesteps: Float64Array
+    folds: UInt8Array
+
+    def at(self, chosen: AnyArray) -> TemporalFeatures:
+        """Some of the rows, by a mask ``[S]``."""
+        return TemporalFeatures(self.values[chosen], self.timesteps[chosen], self.folds[chosen])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HeldOutCall:
-    """A denoiser call that no statistic saw, to measure the quantized model on.
+class ReferenceCall:
+    """A denoiser call and the float model's answer, to measure the quantized model on.
 
     Attributes:
         inputs: One array per graph input, by name.
@@ -110,6 +141,7 @@ class ActivationStats:
         temporal: Temporal features by tensor name.
         output_elements: Elements written per denoiser call, by layer name; gives the layer's cost.
         held_out: Calls kept out of the statistics.
+        seen: Some of the calls that are in the statistics, to compare the held-out ones with.
         magnitudes: Largest magnitude of every measured float32 tensor, over all calls. Infinite
             where a tensor reached infinity; values below -1e30 are masks and do not count.
         input_ranges: Least and greatest value of every graph input, over all calls.
@@ -121,7 +153,8 @@ class ActivationStats:
     sites: Mapping[str, SiteStats]
     temporal: Mapping[str, TemporalFeatures]
     output_elements: Mapping[str, float]
-    held_out: tuple[HeldOutCall, ...] = ()
+    held_out: tuple[ReferenceCall, ...] = ()
+    seen: tuple[ReferenceCall, ...] = ()
     magnitudes: Mapping[str, float] = field(default_factory=dict)
     input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -160,6 +193,7 @@ class ActivationStats:
                 for name, count in self.output_elements.items()
             },
             held_out=self.held_out + other.held_out,
+            seen=self.seen + other.seen,
             magnitudes=merge_magnitudes(self.magnitudes, other.magnitudes),
             input_ranges=merge_ranges(self.input_ranges, other.input_ranges),
         )
@@ -189,8 +223,12 @@ def merge_temporal(left: TemporalFeatures, right: TemporalFeatures) -> TemporalF
             np.column_stack([right.timesteps, right.values.astype(np.float64)]),
         ]
     )
-    rows = np.unique(rows, axis=0)
-    return TemporalFeatures(values=rows[:, 1:].astype(np.float32), timesteps=rows[:, 0].copy())
+    rows, place = np.unique(rows, axis=0, return_inverse=True)
+    folds = np.zeros(len(rows), np.uint8)
+    np.bitwise_or.at(folds, place.reshape(-1), np.concatenate([left.folds, right.folds]))
+    return TemporalFeatures(
+        values=rows[:, 1:].astype(np.float32), timesteps=rows[:, 0].copy(), folds=folds
+    )
 
 
 def _merge_site(
@@ -210,4 +248,8 @@ def _merge_site(
         minimum[at] = np.minimum(minimum[at], ranges.minimum)
         maximum[at] = np.maximum(maximum[at], ranges.maximum)
     rows = {key: sample.merged(right.rows[key], limit) for key, sample in left.rows.items()}
-    return SiteStats(ChannelRanges(minimum, maximum), rows, limit)
+    folds = ChannelRanges(
+        np.minimum(left.fold_ranges.minimum, right.fold_ranges.minimum),
+        np.maximum(left.fold_ranges.maximum, right.fold_ranges.maximum),
+    )
+    return SiteStats(ChannelRanges(minimum, maximum), folds, rows, limit)

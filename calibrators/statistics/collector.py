@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnxruntime as ort
 
 from qvd_trt.calibrators.sources.calls import DenoiserCall
 from qvd_trt.calibrators.statistics.activation_stats import (
+    FOLDS,
     ActivationStats,
     ChannelRanges,
-    HeldOutCall,
+    ReferenceCall,
     SampleRows,
     SiteStats,
     TemporalFeatures,
@@ -39,6 +40,9 @@ ROW_BYTES_PER_WINDOW = 4 << 20
 """Sample rows kept per receptive field: at most this many bytes."""
 
 MIN_ROWS, MAX_ROWS = 64, 512
+
+_Range = tuple[AnyArray, AnyArray]
+"""Least and greatest value, ``[C]`` each."""
 
 _MASK = -1e30
 """Values below are additive masks, -inf or the type's least number: Softmax makes zeros of them in
@@ -114,16 +118,15 @@ class StatisticsCollector:
             site.key: " ".join(f"--keep {shlex.quote(layer.name)}" for layer in site.layers)
             for site in sites.dense
         }
-        self._ranges: dict[str, dict[float, tuple[AnyArray, AnyArray]]] = {
-            name: {} for name in self._limits
-        }
+        self._ranges: dict[str, dict[float, _Range]] = {name: {} for name in self._limits}
+        self._fold_ranges: dict[str, dict[int, _Range]] = {name: {} for name in self._limits}
         self._rows: dict[str, dict[str, SampleRows]] = {name: {} for name in self._limits}
         self._temporal: dict[str, TemporalFeatures] = {}
         self._elements = dict.fromkeys(self._sizes, 0)
         self._magnitudes: dict[str, float] = {}
         self._input_ranges: dict[str, tuple[float, float]] = {}
 
-    def hold_out(self, call: DenoiserCall) -> HeldOutCall:
+    def hold_out(self, call: DenoiserCall) -> ReferenceCall:
         """Run the float model on one call without taking it into the statistics."""
         if _has_empty_input(call):
             prediction = self._predict(call)
@@ -132,7 +135,11 @@ class StatisticsCollector:
             if self._rows_per_call:
                 feed[POSITIONS_INPUT] = np.zeros((self._rows_per_call, POSITION_COLUMNS))
             (prediction,) = run_session(self._session, [self._prediction], feed)
-        return HeldOutCall(call.inputs, prediction, timestep_of(call.inputs, self._signature))
+        return self.answered(call, prediction)
+
+    def answered(self, call: DenoiserCall, prediction: AnyArray) -> ReferenceCall:
+        """A call with the float model's answer."""
+        return ReferenceCall(call.inputs, prediction, timestep_of(call.inputs, self._signature))
 
     def observe(self, call: DenoiserCall) -> AnyArray:
         """Run the float model on one call, reduce its statistics, return the prediction.
@@ -145,16 +152,17 @@ class StatisticsCollector:
         if _has_empty_input(call):
             return self._predict(call)
         timestep = timestep_of(call.inputs, self._signature)
+        fold = call.trajectory % FOLDS
         feed = dict(call.inputs)
         priorities, positions = _draw_rows(call, self._rows_per_call)
         if self._rows_per_call:
             feed[POSITIONS_INPUT] = positions
         values = dict(zip(self._output_names, run_session(self._session, None, feed), strict=True))
         for tensor, probes in self._probes.items():
-            self._reduce_ranges(tensor, probes, values, timestep)
-            self._reduce_rows(tensor, probes, values, timestep, priorities)
+            self._reduce_ranges(tensor, probes, values, timestep, fold)
+            self._reduce_rows(tensor, probes, values, timestep, fold, priorities)
         for tensor, output in self._features.items():
-            self._reduce_feature(tensor, values[output], timestep)
+            self._reduce_feature(tensor, values[output], timestep, fold)
         for layer, output in self._sizes.items():
             self._elements[layer] += int(values[output])
         measured = {
@@ -200,6 +208,7 @@ class StatisticsCollector:
                     minimum=np.stack([ranges[step][0] for step in steps]),
                     maximum=np.stack([ranges[step][1] for step in steps]),
                 ),
+                fold_ranges=_by_fold(self._fold_ranges[tensor], ranges[steps[0]][0]),
                 rows=self._rows[tensor],
                 row_limit=self._limits[tensor],
             )
@@ -217,7 +226,12 @@ class StatisticsCollector:
         )
 
     def _reduce_ranges(
-        self, tensor: str, probes: SiteProbes, values: dict[str, AnyArray], timestep: float
+        self,
+        tensor: str,
+        probes: SiteProbes,
+        values: dict[str, AnyArray],
+        timestep: float,
+        fold: int,
     ) -> None:
         if not np.isfinite(values[probes.mean]):
             raise UserError(
@@ -226,11 +240,9 @@ class StatisticsCollector:
                 "files); where only masked rows are NaN, which the model drops, keep the layers "
                 f"that read it float: {self._keep[tensor]}"
             )
-        minimum, maximum = values[probes.minimum], values[probes.maximum]
-        seen = self._ranges[tensor].get(timestep)
-        if seen is not None:
-            minimum, maximum = np.minimum(minimum, seen[0]), np.maximum(maximum, seen[1])
-        self._ranges[tensor][timestep] = (minimum, maximum)
+        found = values[probes.minimum], values[probes.maximum]
+        self._ranges[tensor][timestep] = _wider(self._ranges[tensor].get(timestep), found)
+        self._fold_ranges[tensor][fold] = _wider(self._fold_ranges[tensor].get(fold), found)
 
     def _reduce_rows(
         self,
@@ -238,21 +250,27 @@ class StatisticsCollector:
         probes: SiteProbes,
         values: dict[str, AnyArray],
         timestep: float,
+        fold: int,
         priorities: Float64Array,
     ) -> None:
         for key, output in probes.rows.items():
             rows = values[output]
             count = len(rows)
-            sample = SampleRows(rows, priorities[:count], np.full(count, timestep))
+            sample = SampleRows(
+                rows, priorities[:count], np.full(count, timestep), np.full(count, fold)
+            )
             limit = self._limits[tensor]
             seen = self._rows[tensor].get(key)
             self._rows[tensor][key] = (
                 sample.lowest(limit) if seen is None else seen.merged(sample, limit)
             )
 
-    def _reduce_feature(self, tensor: str, rows: AnyArray, timestep: float) -> None:
+    def _reduce_feature(self, tensor: str, rows: AnyArray, timestep: float, fold: int) -> None:
         distinct = np.unique(rows, axis=0).astype(np.float32)
-        feature = TemporalFeatures(distinct, np.full(len(distinct), timestep))
+        count = len(distinct)
+        feature = TemporalFeatures(
+            distinct, np.full(count, timestep), np.full(count, 1 << fold, np.uint8)
+        )
         seen = self._temporal.get(tensor)
         self._temporal[tensor] = feature if seen is None else merge_temporal(seen, feature)
 
@@ -265,6 +283,20 @@ def row_limit(site: Site) -> int:
     """How many sample rows are kept per receptive field of the site, between 64 and 512."""
     row_bytes = 4 * site.channels * max(window.taps for window in site.windows)
     return max(MIN_ROWS, min(MAX_ROWS, ROW_BYTES_PER_WINDOW // row_bytes))
+
+
+def _wider(seen: _Range | None, found: _Range) -> _Range:
+    if seen is None:
+        return found
+    return np.minimum(seen[0], found[0]), np.maximum(seen[1], found[1])
+
+
+def _by_fold(ranges: Mapping[int, _Range], like: AnyArray) -> ChannelRanges:
+    minimum = np.full((FOLDS, *like.shape), np.inf, np.float32)
+    maximum = np.full((FOLDS, *like.shape), -np.inf, np.float32)
+    for fold, (low, high) in ranges.items():
+        minimum[fold], maximum[fold] = low, high
+    return ChannelRanges(minimum, maximum)
 
 
 def _magnitude(least: float, greatest: float) -> float:

@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from qvd_trt.calibrators.statistics.activation_stats import (
     ActivationStats,
     ChannelRanges,
-    HeldOutCall,
+    ReferenceCall,
     SampleRows,
     SiteStats,
     TemporalFeatures,
@@ -26,7 +27,7 @@ from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.plan.site_types import GraphSites
 
-STATS_FORMAT = 3
+STATS_FORMAT = 4
 
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -52,20 +53,26 @@ def save_stats(stats: ActivationStats, path: Path) -> None:
         sites.append({"tensor": name, "windows": windows, "row_limit": site.row_limit})
         arrays[f"site{index}.minimum"] = site.ranges.minimum
         arrays[f"site{index}.maximum"] = site.ranges.maximum
+        arrays[f"site{index}.fold_minimum"] = site.fold_ranges.minimum
+        arrays[f"site{index}.fold_maximum"] = site.fold_ranges.maximum
         for position, key in enumerate(windows):
             rows = site.rows[key]
             prefix = f"site{index}.window{position}"
             arrays[f"{prefix}.values"] = rows.values
             arrays[f"{prefix}.priorities"] = rows.priorities
             arrays[f"{prefix}.timesteps"] = rows.timesteps
+            arrays[f"{prefix}.folds"] = rows.folds
     for index, (name, feature) in enumerate(stats.temporal.items()):
         temporal.append(name)
         arrays[f"temporal{index}.values"] = feature.values
         arrays[f"temporal{index}.timesteps"] = feature.timesteps
-    for index, call in enumerate(stats.held_out):
-        arrays[f"held_out{index}.prediction"] = call.prediction
-        for name, value in call.inputs.items():
-            arrays[f"held_out{index}.input.{name}"] = value
+        arrays[f"temporal{index}.folds"] = feature.folds
+    calls = {"held_out": stats.held_out, "seen": stats.seen}
+    for kind, kept in calls.items():
+        for index, call in enumerate(kept):
+            arrays[f"{kind}{index}.prediction"] = call.prediction
+            for name, value in call.inputs.items():
+                arrays[f"{kind}{index}.input.{name}"] = value
     arrays["magnitudes"] = np.array(list(stats.magnitudes.values()), np.float64)
     arrays["input_ranges"] = np.array(list(stats.input_ranges.values()), np.float64).reshape(-1, 2)
     header = {
@@ -77,9 +84,10 @@ def save_stats(stats: ActivationStats, path: Path) -> None:
         "output_elements": dict(stats.output_elements),
         "magnitudes": list(stats.magnitudes),
         "input_ranges": list(stats.input_ranges),
-        "held_out": [
-            {"timestep": call.timestep, "inputs": list(call.inputs)} for call in stats.held_out
-        ],
+        **{
+            kind: [{"timestep": call.timestep, "inputs": list(call.inputs)} for call in kept]
+            for kind, kept in calls.items()
+        },
     }
     arrays["header"] = np.array(json.dumps(header))
     buffer = io.BytesIO()
@@ -112,12 +120,20 @@ def load_stats(path: Path) -> ActivationStats:
                         data[f"{prefix}.values"],
                         data[f"{prefix}.priorities"],
                         data[f"{prefix}.timesteps"],
+                        data[f"{prefix}.folds"],
                     )
-                ranges = ChannelRanges(data[f"site{index}.minimum"], data[f"site{index}.maximum"])
-                sites[entry["tensor"]] = SiteStats(ranges, rows, entry["row_limit"])
+                ranges, fold_ranges = (
+                    ChannelRanges(
+                        data[f"site{index}.{of}minimum"], data[f"site{index}.{of}maximum"]
+                    )
+                    for of in ("", "fold_")
+                )
+                sites[entry["tensor"]] = SiteStats(ranges, fold_ranges, rows, entry["row_limit"])
             temporal = {
                 name: TemporalFeatures(
-                    data[f"temporal{index}.values"], data[f"temporal{index}.timesteps"]
+                    data[f"temporal{index}.values"],
+                    data[f"temporal{index}.timesteps"],
+                    data[f"temporal{index}.folds"],
                 )
                 for index, name in enumerate(header["temporal"])
             }
@@ -137,22 +153,31 @@ def load_stats(path: Path) -> ActivationStats:
                         header["input_ranges"], data["input_ranges"].tolist(), strict=True
                     )
                 },
-                held_out=tuple(
-                    HeldOutCall(
-                        inputs={
-                            name: data[f"held_out{index}.input.{name}"] for name in entry["inputs"]
-                        },
-                        prediction=data[f"held_out{index}.prediction"],
-                        timestep=entry["timestep"],
-                    )
-                    for index, entry in enumerate(header["held_out"])
-                ),
+                held_out=_calls(data, header, "held_out"),
+                seen=_calls(data, header, "seen"),
             )
     except _DAMAGE as error:
         raise UserError(
             f"--stats: {path} is not a complete statistics file ({error}); "
             "delete it and calibrate again"
         ) from error
+
+
+def _ranges(data: Mapping[str, AnyArray], prefix: str) -> ChannelRanges:
+    return ChannelRanges(data[f"{prefix}minimum"], data[f"{prefix}maximum"])
+
+
+def _calls(
+    data: Mapping[str, AnyArray], header: Mapping[str, Any], kind: str
+) -> tuple[ReferenceCall, ...]:
+    return tuple(
+        ReferenceCall(
+            inputs={name: data[f"{kind}{index}.input.{name}"] for name in entry["inputs"]},
+            prediction=data[f"{kind}{index}.prediction"],
+            timestep=entry["timestep"],
+        )
+        for index, entry in enumerate(header[kind])
+    )
 
 
 def check_belongs(stats: ActivationStats, model: FloatModel, path: Path) -> None:
@@ -178,9 +203,16 @@ def check_sound(stats: ActivationStats, sites: GraphSites, path: Path) -> None:
     for site in sites.dense:
         if (found := stats.sites.get(site.key)) is not None:
             rows = [sample.values for sample in found.rows.values()]
+            called = found.fold_ranges.called()
             arrays += [
                 (site.tensor, site.channels, array)
-                for array in (found.ranges.minimum, found.ranges.maximum, *rows)
+                for array in (
+                    found.ranges.minimum,
+                    found.ranges.maximum,
+                    found.fold_ranges.minimum[called],
+                    found.fold_ranges.maximum[called],
+                    *rows,
+                )
             ]
     for site in sites.temporal:
         if (feature := stats.temporal.get(site.tensor)) is not None:

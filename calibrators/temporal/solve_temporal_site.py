@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qvd_trt.calibrators.statistics.activation_stats import TemporalFeatures
+from qvd_trt.calibrators.statistics.activation_stats import FOLDS, TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
 from qvd_trt.calibrators.temporal.td_score import td_score
 from qvd_trt.calibrators.weight_scales import mse_grid
@@ -17,6 +17,9 @@ from qvd_trt.export.plan.scale_math import fake_quantized
 from qvd_trt.export.plan.site_types import Layer, Site
 
 BASELINE = "uniform"
+
+MAY_LOSE = 3.0
+"""dB that a codebook may lose on features of a trajectory that it was not made from."""
 
 
 def solve_temporal_site(
@@ -49,6 +52,32 @@ def solve_temporal_site(
         td_score_before=_score(feature, baseline),
         td_score_after=_score(feature, codebook),
     )
+
+
+def holds_elsewhere(feature: TemporalFeatures, bits: Bits, quantizer: str) -> bool | None:
+    """Whether codebooks serve features of trajectories that they were not made from.
+
+    Every fold is left out once. The codebook of the others may lose `MAY_LOSE` dB on what only the
+    fold has, against the codebook of all on all.
+
+    Returns:
+        None where a single fold tells nothing.
+    """
+    build = CODEBOOKS[quantizer]
+    folds = [1 << fold for fold in range(FOLDS) if (feature.folds & (1 << fold)).any()]
+    if len(folds) < 2:
+        return None
+    everything = build(feature, bits.activation)
+    expected = sqnr(feature.values, everything(feature.values))
+    for fold in folds:
+        alone = feature.at(feature.folds == fold)
+        others = feature.at((feature.folds & ~np.uint8(fold)) != 0)
+        if not len(alone.values):
+            continue
+        found = build(others, bits.activation)(alone.values)
+        if sqnr(alone.values, found) < expected - MAY_LOSE:
+            return False
+    return True
 
 
 def _score(feature: TemporalFeatures, codebook: Codebook) -> float:

@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from qvd_trt.calibrators.statistics.activation_stats import TemporalFeatures, merge_temporal
+from qvd_trt.calibrators.statistics.activation_stats import (
+    EVERY_FOLD,
+    TemporalFeatures,
+    merge_temporal,
+)
 from qvd_trt.export.arrays import AnyArray, Float64Array
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.graph.values import input_dependence
@@ -48,7 +52,11 @@ class TemporalSweep:
             values = run_session(self._session, [site.tensor for site in self._sites], feed)
             for site, value in zip(self._sites, values, strict=True):
                 rows = np.unique(value.reshape(-1, site.channels), axis=0).astype(np.float32)
-                feature = TemporalFeatures(rows, np.full(len(rows), float(timestep)))
+                feature = TemporalFeatures(
+                    rows,
+                    np.full(len(rows), float(timestep)),
+                    np.full(len(rows), EVERY_FOLD, np.uint8),
+                )
                 seen = found.get(site.tensor)
                 found[site.tensor] = feature if seen is None else merge_temporal(seen, feature)
         return found

@@ -10,7 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
-from qvd_trt.calibrators.statistics.activation_stats import ChannelRanges, SampleRows, SiteStats
+from qvd_trt.calibrators.statistics.activation_stats import (
+    FOLDS,
+    ChannelRanges,
+    SampleRows,
+    SiteStats,
+)
 from qvd_trt.export.plan.quant_plan import W8A8, Bits, DensePlan
 from qvd_trt.export.plan.scale_math import activation_levels, weight_levels
 from qvd_trt.export.plan.site_types import (
@@ -37,37 +42,55 @@ def conv(name: str = "conv", channels: int = 16, out: int = 24, groups: int = 1)
 
 
 def site_problem(
-    values: Array, layers: Sequence[Layer], bits: Bits = W8A8, seed: int = 0
+    values: Array, layers: Sequence[Layer], bits: Bits = W8A8, seed: int = 0, trajectories: int = 4
 ) -> SiteProblem:
     """A site whose activation takes the given `[rows, C]` values; windows are filled with them.
 
-    In a padded window a sixth of the rows has its first three taps outside, where zeros are.
+    Row `i` is seen in trajectory `i % trajectories`, at one of ten timesteps, in their order. In a
+    padded window a sixth of the rows has its first three taps outside, where zeros are.
     """
     rng = np.random.default_rng(seed)
     channels = values.shape[1]
     axis = 1 if layers[0].op is LayerOp.CONV else -1
     site = Site("x", SiteKind.DENSE, axis, channels, tuple(layers))
+    folds = np.arange(len(values)) % trajectories
+    timesteps = np.arange(len(values)) * 10 // len(values)
     rows = {}
     for window in site.windows:
-        drawn = values[rng.integers(0, len(values), (len(values), window.taps))]
+        drawn = values[_alike(folds * 10 + timesteps, window.taps, rng)]
         patches = np.moveaxis(drawn, 1, 2).copy()
         if window.padded:
             patches[::6, :, :3] = 0
         count = len(patches)
         rows[window.key] = SampleRows(
-            patches.astype(np.float32), np.sort(rng.random(count)), np.full(count, 5.0)
+            patches.astype(np.float32), rng.random(count), timesteps.astype(np.float64), folds
         )
-    ranges = ChannelRanges(
-        values.min(axis=0, keepdims=True).astype(np.float32),
-        values.max(axis=0, keepdims=True).astype(np.float32),
-    )
     weights = {
         layer.name: rng.normal(
             size=(layer.out_channels, channels // layer.groups, layer.window.taps)
         ).astype(np.float32)
         for layer in layers
     }
-    return SiteProblem(site, SiteStats(ranges, rows, len(values)), weights, bits)
+    stats = SiteStats(
+        ranges=_ranges(values, timesteps, 10),
+        fold_ranges=_ranges(values, folds, FOLDS),
+        rows=rows,
+        row_limit=len(values),
+    )
+    return SiteProblem(site, stats, weights, bits, np.arange(10.0))
+
+
+def _alike(labels: Array, count: int, rng: np.random.Generator) -> Array:
+    """For each row the indices of `count` rows with its label, drawn at random: `[rows, count]`."""
+    return np.stack([rng.choice(np.flatnonzero(labels == label), count) for label in labels])
+
+
+def _ranges(values: Array, parts: Array, count: int) -> ChannelRanges:
+    low = np.full((count, values.shape[1]), np.inf, np.float32)
+    high = -low
+    for part in np.unique(parts):
+        low[part], high[part] = values[parts == part].min(0), values[parts == part].max(0)
+    return ChannelRanges(low, high)
 
 
 def scattered(seed: int, channels: int = 16, rows: int = 160, shifted: float = 2.0) -> Array:

@@ -84,5 +84,5 @@ def test_the_codebook_has_equally_many_values_between_its_levels(
     builder = pages_names["builder"]
     assert isinstance(builder, CodebookBuilder)
     values = np.random.default_rng(0).permutation(4 * 15 + 1)[:, None].astype(np.float32)
-    feature = TemporalFeatures(values, np.arange(61.0))
+    feature = TemporalFeatures(values, np.arange(61.0), np.ones(61, np.uint8))
     np.testing.assert_array_equal(builder(feature, 4).levels, np.arange(0, 61, 4))

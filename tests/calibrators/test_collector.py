@@ -462,7 +462,11 @@ class TestCalibrate:
         several = [replace(call, trajectory=index // 2) for index, call in enumerate(calls)]
         stats = self.run(subject, ListedCalls(several, 3))
         assert [call.inputs for call in stats.held_out] == [c.inputs for c in calls[4:]]
-        assert_identical(replace(stats, held_out=()), subject.collect(calls[:4], expected_calls=6))
+        assert [call.inputs for call in stats.seen] == [calls[0].inputs]
+        found = replace(stats, held_out=(), seen=())
+        assert_identical(found, subject.collect(several[:4], expected_calls=6))
+        folds = stats.sites[subject.sites.dense[0].key].fold_ranges.called()
+        assert folds.tolist() == [0, 1]
 
     def test_a_single_call_is_not_held_out(
         self, subject: Subject, calls: list[DenoiserCall]
@@ -480,6 +484,20 @@ class TestCalibrate:
         assert len(stats.held_out) == 8
         assert stats.held_out[0].inputs is many[3].inputs
         assert stats.held_out[-1].inputs is many[22].inputs
+        assert len(stats.seen) == 2
+
+    def test_seen_calls_are_at_the_held_out_timesteps(
+        self, subject: Subject, calls: list[DenoiserCall]
+    ) -> None:
+        many = [
+            replace(calls[step % 6], step=step, trajectory=trajectory)
+            for trajectory in range(3)
+            for step in range(40)
+        ]
+        stats = self.run(subject, ListedCalls(many, 3))
+        held_out = [call.timestep for call in stats.held_out]
+        assert len(held_out) == 8
+        assert [call.timestep for call in stats.seen] == held_out[::2]
 
     @pytest.mark.parametrize("count", [1, 6])
     def test_sweep_covers_all_training_timesteps(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,16 +42,31 @@ def collect(source: CalibrationSource) -> list[DenoiserCall]:
     return calls
 
 
-def test_each_feed_dict_is_one_call_of_one_trajectory(tmp_path: Path) -> None:
+def test_each_feed_dict_is_one_call(tmp_path: Path) -> None:
     path = tmp_path / "inputs.json"
     polygraphy_json.save_json([feed(step) for step in range(4)], str(path))
     source = open_source([path], SIGNATURE)
     calls = collect(source)
-    assert (source.trajectories(), source.calls()) == (1, 4)
+    assert (source.trajectories(), source.calls()) == (None, 4)
     assert [(call.trajectory, call.step) for call in calls] == [(0, step) for step in range(4)]
     for step, call in enumerate(calls):
         assert np.array_equal(call.inputs["sample"], feed(step)["sample"])
         assert call.inputs["timestep"].dtype == np.int64
+
+
+def test_trajectories_are_told_apart_by_their_conditions(tmp_path: Path) -> None:
+    """Neither latent nor timestep tells them apart, and a condition may come back."""
+    signature = replace(
+        SIGNATURE, inputs=(*SIGNATURE.inputs, TensorSpec("text", "float32", ("b", 2)))
+    )
+    texts = (0.0, 0.0, 5.0, 0.0)
+    path = tmp_path / "inputs.json"
+    polygraphy_json.save_json(
+        [{**feed(i), "text": np.full((1, 2), text, np.float32)} for i, text in enumerate(texts)],
+        str(path),
+    )
+    source = open_source([path, path], signature)
+    assert [call.trajectory for call in collect(source)] == [0, 0, 1, 0, 2, 2, 3, 2]
 
 
 def test_a_folder_of_files_with_one_call_each(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class TestScri:
     def test_smooth_scale_is_the_formula(self, alpha: float) -> None:
         problem = site_problem(scattered(2), [linear("q"), linear("k")])
         ranges = half_range(problem, None)
-        smooth = smooth_scale(problem, ranges, alpha)
+        smooth = smooth_scale(ranges, weight_reach(problem), alpha)
         reach = np.maximum(*(np.abs(w).max(axis=(0, 2)) for w in problem.weights.values()))
         formula = ranges**alpha / reach ** (1 - alpha)
         np.testing.assert_allclose(smooth / smooth[0], formula / formula[0], rtol=1e-4)
@@ -55,7 +55,7 @@ class TestScri:
         problem = site_problem(values, [linear()])
         problem.weights["linear"][:] = 1
         problem.weights["linear"][:, 5] = 0
-        smooth = smooth_scale(problem, half_range(problem, None), alpha)
+        smooth = smooth_scale(half_range(problem, None), weight_reach(problem), alpha)
         expected = np.ones(16)
         expected[3], expected[5] = 1e-4**alpha, 1e4 ** (1 - alpha)
         np.testing.assert_allclose(smooth / smooth[0], expected, rtol=1e-4)

@@ -13,11 +13,17 @@ from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
 from qvd_trt.calibrators.solve import (
     NEVER_EXERCISED,
     TEMPORAL_FLOAT,
+    UNKNOWN_FEATURE,
+    UNSTEADY_FEATURE,
     SolveOptions,
     never_exercised,
     solve,
 )
-from qvd_trt.calibrators.statistics.activation_stats import ActivationStats, TemporalFeatures
+from qvd_trt.calibrators.statistics.activation_stats import (
+    EVERY_FOLD,
+    ActivationStats,
+    TemporalFeatures,
+)
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.plan.fold_math import restored_weight
@@ -56,9 +62,11 @@ class TestSolve:
         stats = ActivationStats(
             model_hash="sha256:x",
             samples=3,
-            timesteps=np.array([5.0]),
+            timesteps=problem.timesteps,
             sites={"x": problem.stats if rows else replace(problem.stats, rows={})},
-            temporal={"t": TemporalFeatures(feature, np.arange(20.0))},
+            temporal={
+                "t": TemporalFeatures(feature, np.arange(20.0), np.full(20, EVERY_FOLD, np.uint8))
+            },
             output_elements={
                 layer.name: rows_per_call * layer.out_channels for layer in (*layers, *temporal)
             },
@@ -220,3 +228,52 @@ def test_sites_of_one_tensor_are_judged_by_their_own_ranges() -> None:
         "sha256:x", 1, np.array([5.0]), {"x": live, "x along axis 1": constant}, {}, {}
     )
     assert [never_exercised(site, stats) for site in (first, second)] == [False, True]
+
+
+class TestRelaxedFeatures:
+    """Temporal features that other inputs change, too: does a codebook hold for unseen ones?"""
+
+    FEATURE = Site("t", SiteKind.TEMPORAL, -1, 16, (linear("p"),))
+
+    def solve(self, conditions: Array, strict: bool = False) -> QuantPlan:
+        """Ten timesteps of one trajectory for every condition `[n, 16]`, which is added."""
+        rng = np.random.default_rng(0)
+        steps = rng.normal(size=(10, 16))
+        values = (steps[None] + conditions[:, None]).reshape(-1, 16).astype(np.float32)
+        count = len(conditions)
+        feature = TemporalFeatures(
+            values,
+            np.tile(np.arange(10.0), count),
+            np.repeat(1 << np.arange(count), 10).astype(np.uint8),
+        )
+        stats = ActivationStats(
+            model_hash="sha256:x",
+            samples=10 * count,
+            timesteps=np.arange(10.0),
+            sites={},
+            temporal={"t": feature},
+            output_elements={"p": 2400.0},
+        )
+        sites = found_sites([], [self.FEATURE])
+        if strict:
+            sites = replace(sites, strict_temporal=frozenset({"t"}))
+        weight = np.ones((16, 24), np.float32)
+        return solve(sites, stats, lambda _: weight, SolveOptions(W8A8, ALGORITHMS["qvd"]))
+
+    def test_many_conditions_alike_get_a_codebook(self) -> None:
+        conditions = 0.01 * np.random.default_rng(1).normal(size=(8, 16))
+        assert len(self.solve(conditions).temporal) == 1
+
+    def test_conditions_that_leave_the_codebook_stay_float(self) -> None:
+        conditions = np.arange(3)[:, None] * np.ones(16)
+        plan = self.solve(4 * conditions)
+        assert plan.temporal == ()
+        assert plan.kept == (KeptLayer("p", "MatMul", UNSTEADY_FEATURE),)
+
+    def test_one_trajectory_tells_nothing(self) -> None:
+        plan = self.solve(np.zeros((1, 16)))
+        assert plan.temporal == ()
+        assert plan.kept == (KeptLayer("p", "MatMul", UNKNOWN_FEATURE),)
+
+    def test_the_timestep_alone_needs_no_other_trajectory(self) -> None:
+        assert len(self.solve(np.zeros((1, 16)), strict=True).temporal) == 1

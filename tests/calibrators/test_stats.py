@@ -15,6 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from qvd_trt.calibrators.statistics.activation_stats import (
+    FOLDS,
     ActivationStats,
     ChannelRanges,
     SampleRows,
@@ -36,6 +37,7 @@ class Seen:
     timestep: float
     rows: Float32Array
     priorities: tuple[float, ...]
+    fold: int
 
 
 def one_pass(calls: Sequence[Seen], limit: int = 6) -> ActivationStats:
@@ -56,26 +58,49 @@ def one_pass(calls: Sequence[Seen], limit: int = 6) -> ActivationStats:
     rows = np.concatenate([call.rows for call in calls])
     priorities = np.concatenate([call.priorities for call in calls])
     times = np.concatenate([np.full(len(call.rows), call.timestep) for call in calls])
+    folds = np.concatenate([np.full(len(call.rows), call.fold) for call in calls])
     kept = np.argsort(priorities, kind="stable")[:limit]
     samples = {
         key: SampleRows(
-            np.repeat(rows[kept][:, :, None], taps, axis=2), priorities[kept], times[kept]
+            np.repeat(rows[kept][:, :, None], taps, axis=2),
+            priorities[kept],
+            times[kept],
+            folds[kept],
         )
         for key, taps in WINDOWS.items()
     }
     features = np.unique(
         [[call.timestep, np.float32(call.timestep) / 3, 1] for call in calls], axis=0
     )
+    masks = [
+        reduce(int.__or__, [1 << call.fold for call in calls if call.timestep == step])
+        for step in features[:, 0]
+    ]
     return ActivationStats(
         model_hash="abc",
         samples=len(calls),
         timesteps=steps,
-        sites={"x": SiteStats(ChannelRanges(minimum, maximum), samples, limit)},
-        temporal={"emb": TemporalFeatures(features[:, 1:].astype(np.float32), features[:, 0])},
+        sites={"x": SiteStats(ChannelRanges(minimum, maximum), fold_ranges(calls), samples, limit)},
+        temporal={
+            "emb": TemporalFeatures(
+                features[:, 1:].astype(np.float32), features[:, 0], np.array(masks, np.uint8)
+            )
+        },
         output_elements={"conv": float(np.mean([len(call.rows) for call in calls]))},
         magnitudes={"hidden": float(np.abs(rows).max())},
         input_ranges={"sample": (float(rows.min()), float(rows.max()))},
     )
+
+
+def fold_ranges(calls: Sequence[Seen]) -> ChannelRanges:
+    found = ChannelRanges(
+        np.full((FOLDS, CHANNELS), np.inf, np.float32),
+        np.full((FOLDS, CHANNELS), -np.inf, np.float32),
+    )
+    for fold in {call.fold for call in calls}:
+        rows = np.concatenate([call.rows for call in calls if call.fold == fold])
+        found.minimum[fold], found.maximum[fold] = rows.min(axis=0), rows.max(axis=0)
+    return found
 
 
 def merged(parts: Sequence[ActivationStats]) -> ActivationStats:
@@ -112,7 +137,8 @@ def call_lists(draw: st.DrawFn, least: int = 1) -> list[Seen]:
         size = int(random.integers(1, 5))
         values = random.standard_normal((size, CHANNELS)).astype(np.float32)
         timestep = float(random.choice([0, 250, 500, 999]))
-        calls.append(Seen(timestep, values, tuple(random.random(size))))
+        fold = int(random.integers(FOLDS))
+        calls.append(Seen(timestep, values, tuple(random.random(size)), fold))
     return calls
 
 
@@ -188,7 +214,9 @@ def test_save_and_load_round_trip(calls: list[Seen]) -> None:
 def example() -> ActivationStats:
     random = np.random.default_rng(0)
     rows = [random.standard_normal((4, CHANNELS)).astype(np.float32) for _ in range(3)]
-    return one_pass([Seen(100.0 * i, row, tuple(random.random(4))) for i, row in enumerate(rows)])
+    return one_pass(
+        [Seen(100.0 * i, row, tuple(random.random(4)), i) for i, row in enumerate(rows)]
+    )
 
 
 def saved(folder: Path) -> Path:
@@ -227,7 +255,7 @@ def test_a_truncated_file_is_refused(data: st.DataObject) -> None:
             load_stats(path)
 
 
-@pytest.mark.parametrize("header", ["[]", "3", "{}", "{", '{"format": 3, "sites": [3]}'])
+@pytest.mark.parametrize("header", ["[]", "3", "{}", "{", '{"format": 4, "sites": [3]}'])
 def test_a_wrong_header_is_refused(tmp_path: Path, header: str) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, header=np.array(header))
@@ -238,7 +266,7 @@ def test_a_wrong_header_is_refused(tmp_path: Path, header: str) -> None:
 
 def test_other_formats_and_files_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "stats.npz", header=np.array(json.dumps({"format": 99})))
-    with pytest.raises(UserError, match="has format 99, this version reads 3"):
+    with pytest.raises(UserError, match="has format 99, this version reads 4"):
         load_stats(tmp_path / "stats.npz")
     np.save(tmp_path / "array.npy", np.ones(3))
     with pytest.raises(UserError, match="not a complete statistics file"):

@@ -26,7 +26,11 @@ NAMES = sorted(CODEBOOKS)
 
 
 def temporal(values: AnyArray) -> TemporalFeatures:
-    return TemporalFeatures(values.astype(np.float32), np.arange(len(values), dtype=np.float64))
+    return TemporalFeatures(
+        values.astype(np.float32),
+        np.arange(len(values), dtype=np.float64),
+        np.ones(len(values), np.uint8),
+    )
 
 
 def silu_features(steps: int = 200, channels: int = 64, seed: int = 0) -> TemporalFeatures:
@@ -38,7 +42,9 @@ def silu_features(steps: int = 200, channels: int = 64, seed: int = 0) -> Tempor
     hidden = silu(embedding @ rng.normal(size=(64, channels)) / 6)
     gains = np.exp(1.2 * rng.normal(size=channels)) * 2
     mixed = hidden @ rng.normal(size=(channels, channels)) / np.sqrt(channels) * gains - 1
-    return TemporalFeatures(silu(mixed).astype(np.float32), timesteps)
+    return TemporalFeatures(
+        silu(mixed).astype(np.float32), timesteps, np.ones(len(timesteps), np.uint8)
+    )
 
 
 def silu(x: AnyArray) -> AnyArray:

@@ -251,7 +251,10 @@ ARCHITECTURES: dict[str, Callable[[], Denoiser]] = {
 
 
 def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Build in eval mode from `seed`, the global generator untouched; randomise norm parameters."""
+    """Build in eval mode from `seed`, the global generator untouched; randomise norm parameters.
+
+    Parameters that start at zero are drawn too: a gate of zero would hide what lies behind it.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build().eval().requires_grad_(False)
@@ -261,4 +264,7 @@ def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
                     parameter.add_(
                         torch.randn_like(parameter), alpha=0.2 if name == "weight" else 0.1
                     )
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.2)
     return model

@@ -16,7 +16,7 @@ from qvd_trt.export.plan.site_types import KeptLayer
 from qvd_trt.tools.cli import validate_summary
 from qvd_trt.tools.cli.display import BarProgress
 from qvd_trt.tools.cli.export_summary import print_summary
-from qvd_trt.tools.quantize_report import HeldOutScore, QuantizationReport, TemporalScore, WeakLayer
+from qvd_trt.tools.quantize_report import CallScore, QuantizationReport, TemporalScore, WeakLayer
 from qvd_trt.tools.validation.report import (
     CallErrors,
     ErrorMeasure,
@@ -43,7 +43,8 @@ REPORT = QuantizationReport(
     kept=(),
     temporal=(TemporalScore("temb", "hidi", 1, 0.4, 0.9),),
     int8_share=None,
-    held_out=(HeldOutScore(999.0, 21.5), HeldOutScore(0.0, 23.5)),
+    held_out=(CallScore(999.0, 21.5), CallScore(0.0, 23.5)),
+    seen=(CallScore(0.0, 25.0), CallScore(500.0, 90.0)),
     weakest=(WeakLayer("ffn.[down]", 17.25),),
     float_bytes=2_500_000_000,
     quantized_bytes=640_000_000,
@@ -106,8 +107,13 @@ def shown_plain(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     return shown(capsys, REPORT)
 
 
+def test_loss_on_unseen_calls_is_taken_at_equal_timesteps() -> None:
+    assert REPORT.unseen_loss() == pytest.approx(1.5)
+    assert replace(REPORT, seen=(CallScore(500.0, 90.0),)).unseen_loss() is None
+
+
 def test_json_holds_numbers_that_json_lacks() -> None:
-    report = replace(REPORT, held_out=(HeldOutScore(0.0, float("inf")),))
+    report = replace(REPORT, held_out=(CallScore(0.0, float("inf")),))
 
     def refuse(name: str) -> Any:
         raise AssertionError(name)
@@ -151,7 +157,7 @@ def test_json_holds_what_the_table_shows(command: Command) -> None:
 
 
 def test_verbose_lists_every_kept_layer(command: Command) -> None:
-    result = command.done("model.onnx", *FAST, "-v", "--keep", "linear")
+    result = command.done("model.onnx", *FAST, "--samples", "5", "-v", "--keep", "linear")
     report = json.loads((command.folder / "model.w8a8.report.json").read_text())
     listed = [line.split(maxsplit=2) for line in result.out.split("\n\n")[1].splitlines()[1:]]
     assert listed == [[layer["name"], layer["op"], layer["reason"]] for layer in report["kept"]]
