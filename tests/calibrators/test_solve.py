@@ -235,12 +235,12 @@ class TestRelaxedFeatures:
 
     FEATURE = Site("t", SiteKind.TEMPORAL, -1, 16, (linear("p"),))
 
-    def solve(self, conditions: Array, strict: bool = False) -> QuantPlan:
-        """Ten timesteps of one trajectory for every condition `[n, 16]`, which is added."""
+    def solve(self, offsets: Sequence[float], strict: bool = False) -> QuantPlan:
+        """Ten timesteps of one trajectory for every offset, which is added to even noise."""
         rng = np.random.default_rng(0)
-        steps = rng.normal(size=(10, 16))
-        values = (steps[None] + conditions[:, None]).reshape(-1, 16).astype(np.float32)
-        count = len(conditions)
+        count = len(offsets)
+        noise = rng.uniform(-1, 1, (count, 10, 16)) + np.reshape(offsets, (-1, 1, 1))
+        values = noise.reshape(-1, 16).astype(np.float32)
         feature = TemporalFeatures(
             values,
             np.tile(np.arange(10.0), count),
@@ -260,20 +260,18 @@ class TestRelaxedFeatures:
         weight = np.ones((16, 24), np.float32)
         return solve(sites, stats, lambda _: weight, SolveOptions(W8A8, ALGORITHMS["qvd"]))
 
-    def test_many_conditions_alike_get_a_codebook(self) -> None:
-        conditions = 0.01 * np.random.default_rng(1).normal(size=(8, 16))
-        assert len(self.solve(conditions).temporal) == 1
+    def test_conditions_alike_get_a_codebook(self) -> None:
+        assert len(self.solve([0.0] * 8).temporal) == 1
 
     def test_conditions_that_leave_the_codebook_stay_float(self) -> None:
-        conditions = np.arange(3)[:, None] * np.ones(16)
-        plan = self.solve(4 * conditions)
+        plan = self.solve([0.0, 4.0, 8.0])
         assert plan.temporal == ()
         assert plan.kept == (KeptLayer("p", "MatMul", UNSTEADY_FEATURE),)
 
     def test_one_trajectory_tells_nothing(self) -> None:
-        plan = self.solve(np.zeros((1, 16)))
+        plan = self.solve([0.0])
         assert plan.temporal == ()
         assert plan.kept == (KeptLayer("p", "MatMul", UNKNOWN_FEATURE),)
 
     def test_the_timestep_alone_needs_no_other_trajectory(self) -> None:
-        assert len(self.solve(np.zeros((1, 16)), strict=True).temporal) == 1
+        assert len(self.solve([0.0], strict=True).temporal) == 1
