@@ -92,7 +92,7 @@ def _add_quantization(parser: argparse.ArgumentParser) -> None:
         "--bits",
         metavar="wNaM",
         help="widths of weights and activations, 2 to 8, or 16 for float (default: w8a8). Only "
-        "w8a8 is faster; fewer bits are carried in int8 and tell about accuracy; w16a16 writes the "
+        "w8a8 is faster; fewer bits are carried in 8 and tell about accuracy; w16a16 writes the "
         "float model for the target, to compare with",
     )
     baselines = ", ".join(name for name in ALGORITHMS if name != DEFAULT_ALGORITHM)
