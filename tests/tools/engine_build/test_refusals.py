@@ -92,6 +92,7 @@ def test_options(build_command: BuildCommand, arguments: list[str], message: str
         (["trt.plugin.onnx", *RTX], "which TensorRT-RTX cannot load: export it with"),
         (["rtx.onnx", *RTX, *LIBRARY], "TensorRT-RTX cannot load plugins"),
         (["trt.onnx", *PRINT, "10", "--plugin", "none.so"], "none.so does not exist"),
+        (["trt.onnx", *PRINT, "10", "--plugin", "/"], "--plugin / is a folder; name the built"),
         (["trt.onnx", *PRINT, "10", "--plugin"], "for TensorRT 10 is not built: run"),
     ],
 )
