@@ -111,7 +111,8 @@ def load_model(path: Path) -> ir.Model:
     for file, end in _external_extents(model).items():
         if not file.is_file():
             raise UserError(
-                f"{path} keeps its weights in {file.name}, which is not beside it; copy it there"
+                f"{path} keeps its weights in {file.name}, which {not_a_file(file)}; copy the file "
+                "beside the model"
             )
         if file.stat().st_size < end:
             raise UserError(
