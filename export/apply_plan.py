@@ -88,7 +88,7 @@ def apply_plan(model: FloatModel, plan: QuantPlan, options: ApplyOptions) -> ir.
     passes += [
         FoldScri(plan.dense, model.layers),
         InsertHtdq(plan.temporal),
-        InsertQdq(plan.dense, plan.temporal, model.layers, target.weight_form, scale_type),
+        InsertQdq(plan.dense, plan.temporal, model.layers, target, scale_type),
     ]
     if len({site.tensor for site in plan.dense}) < len(plan.dense):
         passes.append(NameFixPass())  # two sites on one tensor name their nodes after it

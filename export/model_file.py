@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from qvd_trt.export.atomic_files import written_together
+from qvd_trt.export.atomic_files import not_a_file, written_together
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.find_layers import find_layers
 from qvd_trt.export.graph.float_model import FloatModel
@@ -99,8 +99,7 @@ def load_model(path: Path) -> ir.Model:
         UserError: the file is missing or is not a complete ONNX model, or its external data is.
     """
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"{path} {found}; give the path of a float .onnx file")
+        raise UserError(f"{path} {not_a_file(path)}; give the path of a float .onnx file")
     try:
         model = ir.load(path)
     except (DecodeError, ValueError, TypeError, KeyError, IndexError, OSError) as error:
@@ -112,7 +111,8 @@ def load_model(path: Path) -> ir.Model:
     for file, end in _external_extents(model).items():
         if not file.is_file():
             raise UserError(
-                f"{path} keeps its weights in {file.name}, which is not beside it; copy it there"
+                f"{path} keeps its weights in {file.name}, which {not_a_file(file)}; copy the file "
+                "beside the model"
             )
         if file.stat().st_size < end:
             raise UserError(

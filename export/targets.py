@@ -23,11 +23,21 @@ class ScaleType(str, Enum):
     FLOAT16 = "float16"
 
 
+class CodeType(str, Enum):
+    """Type of the codes of activations and weights; their zero point is its middle."""
+
+    INT8 = "int8"
+    """Zero point 0."""
+    UINT8 = "uint8"
+    """Zero point 128. ONNX Runtime multiplies uint8 by int8 with ``vpmaddubsw`` on x86 CPUs without
+    VNNI, whose int16 sums of two products saturate; its kernels for uint8 by uint8 sum in int32."""
+
+
 class WeightForm(str, Enum):
     """How a quantized weight is stored."""
 
-    INT8 = "int8"
-    """int8 codes and a DequantizeLinear: a quarter of the size."""
+    CODES = "codes"
+    """Codes and a DequantizeLinear: a quarter of the size."""
     FLOAT_QDQ = "float-qdq"
     """Float weights and a QuantizeLinear-DequantizeLinear pair."""
 
@@ -55,6 +65,10 @@ class TargetProfile:
         low_precision_scales: Whether Q/DQ scales may have the graph's low type. Otherwise Q, DQ
             and the layer stay float32 between Casts.
         weight_form: How weights are stored.
+        code_type: Type of the codes.
+        negative_axis: Whether the channel axis of a weight that a float input meets is counted from
+            the end. ONNX Runtime fuses such weights of axis 1 into MatMulNBits, which rounds the
+            float input to 8 bits; it does not see that -1 is the same axis.
         htdq_forms: How HTDQ nodes may be written so that the runtime loads them; the first is the
             default.
         shifts_padded: Whether plans solved for it may shift in front of a zero-padded convolution.
@@ -71,6 +85,8 @@ class TargetProfile:
     low_precision_scales: bool
     weight_form: WeightForm
     htdq_forms: tuple[HtdqForm, ...]
+    code_type: CodeType = CodeType.INT8
+    negative_axis: bool = False
     shifts_padded: bool = True
     foreign_operators: bool = False
     spares_tensorrt8: bool = False
@@ -100,7 +116,7 @@ TARGETS: dict[str, TargetProfile] = {
             max_opset=23,
             float_types=(FloatType.FP16, FloatType.BF16, FloatType.FP32),
             low_precision_scales=True,
-            weight_form=WeightForm.INT8,
+            weight_form=WeightForm.CODES,
             htdq_forms=(HtdqForm.FUNCTION, HtdqForm.INLINE, HtdqForm.PLUGIN),
         ),
         TargetProfile(
@@ -109,7 +125,7 @@ TARGETS: dict[str, TargetProfile] = {
             max_opset=23,
             float_types=(FloatType.FP16, FloatType.BF16, FloatType.FP32),
             low_precision_scales=False,
-            weight_form=WeightForm.INT8,
+            weight_form=WeightForm.CODES,
             htdq_forms=(HtdqForm.FUNCTION, HtdqForm.INLINE),
         ),
         TargetProfile(
@@ -129,7 +145,9 @@ TARGETS: dict[str, TargetProfile] = {
             max_opset=23,
             float_types=(FloatType.FP32, FloatType.FP16),
             low_precision_scales=False,
-            weight_form=WeightForm.INT8,
+            weight_form=WeightForm.CODES,
+            code_type=CodeType.UINT8,
+            negative_axis=True,
             foreign_operators=True,
             htdq_forms=(HtdqForm.FUNCTION, HtdqForm.INLINE),
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -198,13 +198,17 @@ def _statistics(
         stats = load_stats(request.stats)
         check_belongs(stats, model, request.stats)
         check_sound(stats, sites, request.stats)
-        return _Calibration(stats, f"statistics of {request.stats}", _unused(request))
+        unused = _unused(request, f"{request.stats} exists; delete it to calibrate again")
+        return _Calibration(stats, f"statistics of {request.stats}", unused)
     if request.plan is None and request.bits.is_float:
-        return _Calibration(None, "none (nothing is quantized)")
+        unused = _unused(request, f"{request.bits} quantizes nothing; leave it out")
+        return _Calibration(None, "none (nothing is quantized)", unused)
     if request.plan is not None and not request.calibration and request.stats is None:
-        return _Calibration(None, "none (plan given)")
+        unused = _unused(request, "--plan is applied without calibration; leave it out")
+        return _Calibration(None, "none (plan given)", unused)
     warnings: tuple[str, ...] = ()
     if request.calibration:
+        warnings = _told_unused(request.sampling.given(), "--calib gives the calls; leave it out")
         source = open_source(request.calibration, model.signature)
     else:
         source, warnings = _self_sampling(request.sampling, model.signature)
@@ -230,10 +234,22 @@ def _needs_rows(request: QuantizeRequest) -> bool:
     return request.stats is not None or ALGORITHMS[request.algorithm].needs_rows
 
 
-def _unused(request: QuantizeRequest) -> tuple[str, ...]:
-    if not request.calibration:
+def _unused(request: QuantizeRequest, why: str) -> tuple[str, ...]:
+    """A warning that names the options of a calibration that is not made."""
+    calib = ("--calib",) if request.calibration else ()
+    sweep = () if request.training_timesteps is None else ("--temporal-timesteps",)
+    read = request.stats is None or request.stats.exists()
+    stats = () if read else ("--stats",)
+    return _told_unused((*calib, *request.sampling.given(), *sweep, *stats), why)
+
+
+def _told_unused(options: Sequence[str], why: str) -> tuple[str, ...]:
+    if not options:
         return ()
-    return (f"--calib is not read: {request.stats} exists; delete it to calibrate again",)
+    *first, last = options
+    if not first:
+        return (f"{last} is not used: {why}",)
+    return (f"{', '.join(first)} and {last} are not used: {why.replace('leave it', 'leave them')}",)
 
 
 def _self_sampling(

@@ -166,6 +166,11 @@ def layer_names(model: FloatModel) -> tuple[LayerNames, ...]:
     )
 
 
+def layers_json(model: FloatModel) -> str:
+    """The report's ``layers`` alone, as JSON with that one key."""
+    return json_text({"layers": [asdict(names) for names in layer_names(model)]})
+
+
 def weakest_layers(plan: QuantPlan, count: int = 5) -> tuple[WeakLayer, ...]:
     """The quantized layers with the lowest measured SQNR, lowest first."""
     measured = [WeakLayer(q.name, q.sqnr) for q in plan.layers() if q.sqnr is not None]

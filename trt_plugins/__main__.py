@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from qvd_trt.trt_plugins.build import BuildRequest, build_library
 from qvd_trt.trt_plugins.library import LIBRARY_VARIABLE, PluginError, find_library
@@ -14,9 +15,17 @@ NAME = "python -m qvd_trt.trt_plugins"
 EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, as all refusals are."""
+
+    def error(self, message: str) -> NoReturn:
+        what = " ".join(message.split())
+        self.exit(EXIT_USER_ERROR, f"{self.prog}: error: {what}; see {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(prog=NAME, description=__doc__)
+    parser = _Parser(prog=NAME, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     build = commands.add_parser("build", help="build the library with nvcc and cmake")

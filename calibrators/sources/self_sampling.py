@@ -7,7 +7,7 @@ call, so that the timesteps are covered uniformly as in Q-Diffusion (arXiv 2302.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -74,6 +74,14 @@ class SelfSamplingOptions:
             f"sampler {self.sampler} ({about}), {self.steps} steps, {self.samples} samples, "
             f"seed {self.seed}{inputs}"
         )
+
+    def given(self) -> tuple[str, ...]:
+        """The options that differ from their defaults, as commands write them."""
+        usual = SelfSamplingOptions()
+        plain = (item.name for item in fields(self) if item.name not in ("extra_inputs", "shapes"))
+        found = [f"--{name}" for name in plain if getattr(self, name) != getattr(usual, name)]
+        arrays = (("--inputs", self.extra_inputs), ("--shapes", self.shapes))
+        return (*found, *(name for name, value in arrays if value))
 
     def sampler_options(self) -> SamplerOptions:
         """What the sampler is built with."""

@@ -22,7 +22,7 @@ from qvd_trt.calibrators.statistics.activation_stats import (
     TemporalFeatures,
 )
 from qvd_trt.export.arrays import AnyArray
-from qvd_trt.export.atomic_files import write_atomically
+from qvd_trt.export.atomic_files import not_a_file, write_atomically
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.plan.site_types import GraphSites
@@ -102,7 +102,7 @@ def load_stats(path: Path) -> ActivationStats:
         UserError: the file is missing, damaged, or of another format version.
     """
     if not path.is_file():
-        raise UserError(f"--stats: {path} does not exist")
+        raise UserError(f"--stats: {path} {not_a_file(path)}; give a file that --stats wrote")
     try:
         with np.load(path, allow_pickle=False) as data:
             header = json.loads(str(data["header"]))

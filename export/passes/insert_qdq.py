@@ -20,17 +20,19 @@ from qvd_trt.export.plan.scale_math import (
     weight_levels,
 )
 from qvd_trt.export.plan.site_types import Layer
-from qvd_trt.export.targets import ScaleType, WeightForm
+from qvd_trt.export.targets import CodeType, ScaleType, TargetProfile, WeightForm
 
 FULL_INT8 = activation_levels(8)
 
+_ZERO_POINTS = {CodeType.INT8: np.int8(0), CodeType.UINT8: np.uint8(128)}
+
 
 class InsertQdq(ir.passes.InPlacePass):
-    """Quantize activations per tensor and weights per output channel; zero points are 0.
+    """Quantize activations per tensor and weights per output channel, symmetrically.
 
     Runs after SCRI is folded: a layer's first input is then the mapped activation, and layers that
-    share it share one Q/DQ pair. Widths under 8 bits live in int8: activations are clipped before
-    Q, weight codes use fewer levels.
+    share it share one Q/DQ pair. Widths under 8 bits live in 8: activations are clipped before Q,
+    weight codes use fewer levels.
     """
 
     def __init__(
@@ -38,14 +40,16 @@ class InsertQdq(ir.passes.InPlacePass):
         dense: Sequence[DensePlan],
         temporal: Sequence[TemporalPlan],
         layers: Mapping[str, Layer],
-        weight_form: WeightForm,
+        target: TargetProfile,
         scale_type: ScaleType,
     ) -> None:
         super().__init__()
         self._dense = dense
         self._temporal = temporal
         self._layers = layers
-        self._weight_form = weight_form
+        self._target = target
+        self._zero = _ZERO_POINTS[target.code_type]
+        self._codes = ir.TensorType(ir.DataType.from_numpy(self._zero.dtype))
         self._scale_type = scale_type
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -62,10 +66,10 @@ class InsertQdq(ir.passes.InPlacePass):
                             model.graph, node, value, plan.activation
                         )
                     node.replace_input_with(0, quantized[value])
-                self._quantize_layer(model.graph, node, quant)
+                self._quantize_layer(model.graph, node, quant, plan.activation is not None)
         for temporal in self._temporal:
             for quant in temporal.layers:
-                self._quantize_layer(model.graph, nodes[quant.name], quant)
+                self._quantize_layer(model.graph, nodes[quant.name], quant, reads_codes=False)
         return ir.passes.PassResult(model, bool(self._dense or self._temporal))
 
     def _quantize_activation(
@@ -84,16 +88,18 @@ class InsertQdq(ir.passes.InPlacePass):
             graph.insert_before(before, clip)
             value = _named(clip, f"{stem}/clip", shape, dtype)
         scale_value = add_initializer(graph, f"{stem}/scale", scale)
-        zero = add_initializer(graph, f"{stem}/zero_point", np.zeros((), np.int8))
+        zero = add_initializer(graph, f"{stem}/zero_point", np.asarray(self._zero))
         quantize = ir.node("QuantizeLinear", [value, scale_value, zero], name=f"{stem}/q")
-        codes_value = _named(quantize, f"{stem}/q", shape, ir.TensorType(ir.DataType.INT8))
+        codes_value = _named(quantize, f"{stem}/q", shape, self._codes)
         dequantize = ir.node(
             "DequantizeLinear", [codes_value, scale_value, zero], name=f"{stem}/dq"
         )
         graph.insert_before(before, [quantize, dequantize])
         return _named(dequantize, f"{stem}/dq", shape, dtype)
 
-    def _quantize_layer(self, graph: ir.Graph, node: ir.Node, quant: LayerQuant) -> None:
+    def _quantize_layer(
+        self, graph: ir.Graph, node: ir.Node, quant: LayerQuant, reads_codes: bool
+    ) -> None:
         layer = self._layers[quant.name]
         if quant.bias_correction is not None:
             add_to_bias(node, layer, quant.bias_correction)
@@ -107,11 +113,14 @@ class InsertQdq(ir.passes.InPlacePass):
         scales = representable_scale(quant.weight.scales, self._scale_type)
         levels = weight_levels(quant.weight.bits)
         scale = add_initializer(graph, f"{stem}/scale", scales)
-        zero = add_initializer(graph, f"{stem}/zero_point", np.zeros(len(scales), np.int8))
-        if self._weight_form is WeightForm.INT8:
-            integers = codes(weight, scales[:, None, None], levels).astype(np.int8)
-            stored = restored_weight(layer, integers, extents)
-            replace_constant(node, 1, f"{stem}/int8", stored)
+        zero = add_initializer(graph, f"{stem}/zero_point", np.full(len(scales), self._zero))
+        axis = layer.out_axis
+        if self._target.negative_axis and not reads_codes:
+            axis -= len(extents)
+        if self._target.weight_form is WeightForm.CODES:
+            integers = codes(weight, scales[:, None, None], levels) + np.float32(self._zero)
+            stored = restored_weight(layer, integers.astype(self._zero.dtype), extents)
+            replace_constant(node, 1, f"{stem}/{self._target.code_type.value}", stored)
             codes_value = node.inputs[1]
             assert codes_value is not None
         else:
@@ -120,15 +129,15 @@ class InsertQdq(ir.passes.InPlacePass):
             quantize = ir.node(
                 "QuantizeLinear",
                 [node.inputs[1], scale, zero],
-                attributes={"axis": layer.out_axis},
+                attributes={"axis": axis},
                 name=f"{stem}/q",
             )
             graph.insert_before(node, quantize)
-            codes_value = _named(quantize, f"{stem}/q", shape, ir.TensorType(ir.DataType.INT8))
+            codes_value = _named(quantize, f"{stem}/q", shape, self._codes)
         dequantize = ir.node(
             "DequantizeLinear",
             [codes_value, scale, zero],
-            attributes={"axis": layer.out_axis},
+            attributes={"axis": axis},
             name=f"{stem}/dq",
         )
         graph.insert_before(node, dequantize)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qvd_trt.export.arrays import Float32Array
-from qvd_trt.export.atomic_files import write_atomically
+from qvd_trt.export.atomic_files import not_a_file, write_atomically
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.plan import plan_json_fields as fields
 from qvd_trt.export.plan.plan_json_fields import PLAN_FORMAT, PlanFile
@@ -55,6 +55,8 @@ def load_plan(path: Path) -> QuantPlan:
         UserError: naming the field and what is wrong with it, for example ``plan.json:
             dense[3].activation.scale must be a positive number, found -1``.
     """
+    if not path.is_file():
+        raise UserError(f"--plan: {path} {not_a_file(path)}; give a plan's file")
     try:
         content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
         content.decode()

@@ -356,7 +356,7 @@ def test_two_sites_on_one_tensor_have_an_axis_each(tmp_path: Path) -> None:
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"missing\.json cannot be read"):
+    with pytest.raises(UserError, match=r"missing\.json does not exist"):
         load_plan(tmp_path / "missing.json")
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"binary\.json cannot be read"):

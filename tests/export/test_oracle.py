@@ -32,7 +32,7 @@ between two of them: the sums in front of it have another order of addition, so 
 
 @dataclass(frozen=True)
 class Emitted:
-    """What the emitted file computes: its output and the codes that its layers read."""
+    """What the emitted file computes: its output, and its layers' codes less the zero point."""
 
     output: Array
     codes: Mapping[str, Array]
@@ -72,13 +72,16 @@ def emitted(
         if site.activation is not None
         for quant in site.layers
     }
+    zero = 128 if target == "ort" else 0
+    code_type = onnx.TensorProto.UINT8 if zero else onnx.TensorProto.INT8
     for name in sorted(set(read.values())):
-        proto.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.INT8, None))
+        proto.graph.output.append(helper.make_tensor_value_info(name, code_type, None))
     onnx.save(proto, path)
     session = open_session(path, faithful_qdq=True)
     names = [value.name for value in session.get_outputs()]
     values = dict(zip(names, session.run(names, dict(feeds)), strict=True))
-    return Emitted(values[output], {layer: values[name] for layer, name in read.items()})
+    codes = {layer: values[name].astype(np.int16) - zero for layer, name in read.items()}
+    return Emitted(values[output], codes)
 
 
 def quantized_input(graph: onnx.GraphProto, layer: str) -> str:

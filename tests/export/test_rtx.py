@@ -26,7 +26,7 @@ CASES = [
     *((name, "rtx", "fp16") for name in ("latte", "svd", "wan")),
     *(
         pytest.param("animatediff", target, dtype, marks=pytest.mark.slow)
-        for target, dtype in (("rtx", "fp16"), ("ort", "fp32"), ("trt8", "fp32"))
+        for target, dtype in (("rtx", "fp16"), ("trt8", "fp32"))
     ),
 ]
 

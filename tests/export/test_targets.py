@@ -33,6 +33,7 @@ from qvd_trt.export.targets import (
     FloatType,
     HtdqForm,
     ScaleType,
+    WeightForm,
     choose_float_type,
 )
 from qvd_trt.tools.quantize import quantize
@@ -55,6 +56,12 @@ RUN_BY_ORT = [
     for profile in PROFILES
     if profile not in {("rtx", "bf16"), ("trt", "bf16")}  # no such kernels on the CPU
 ]
+CODES = {
+    "ort": TensorProto.UINT8,
+    "rtx": TensorProto.INT8,
+    "trt": TensorProto.INT8,
+    "trt8": TensorProto.INT8,
+}
 FLOATS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
 
@@ -147,8 +154,9 @@ class TestRules:
             scale, zero = (constants[name] for name in node.input[1:3])
             values = numpy_helper.to_array(scale)
             assert scale.data_type == scale_type
-            assert zero.data_type == TensorProto.INT8
-            assert not numpy_helper.to_array(zero).any()
+            middle = 128 if model.target == "ort" else 0
+            assert zero.data_type == CODES[model.target]
+            assert (numpy_helper.to_array(zero) == middle).all()
             assert list(zero.dims) == list(scale.dims)
             assert np.isfinite(values).all()
             assert (values > 0).all()
@@ -177,14 +185,16 @@ class TestRules:
                 dequantize = producers[dequantize.input[0]]
             axis = next(entry.i for entry in dequantize.attribute if entry.name == "axis")
             layer, quant = layers[node.name], quants[node.name]
-            assert axis == layer.out_axis
+            reads_float = any(quant in site.layers for site in model.source.plan.temporal)
+            from_end = model.target == "ort" and reads_float
+            assert axis == layer.out_axis - (2 if from_end else 0)  # those are linear
             assert quant.weight is not None
             scales = numpy_helper.to_array(constants[dequantize.input[1]])
             assert scales.shape == (layer.out_channels,)
             np.testing.assert_allclose(scales, quant.weight.scales, rtol=1e-3, atol=2.0**-20)
             source = dequantize.input[0]
-            if TARGETS[model.target].weight_form.value == "int8":
-                assert constants[source].data_type == TensorProto.INT8
+            if TARGETS[model.target].weight_form is WeightForm.CODES:
+                assert constants[source].data_type == CODES[model.target]
                 assert constants[source].dims[axis] == layer.out_channels
             else:
                 quantize = producers[source]
@@ -198,7 +208,7 @@ class TestRules:
         assert not used & (forbidden | {"DynamicQuantizeLinear"})
         kinds = {tensor.data_type for tensor in model.proto.graph.initializer}
         kinds -= {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}  # shapes and the like
-        assert kinds <= {TensorProto.INT8, TensorProto.FLOAT, FLOATS[model.dtype]}
+        assert kinds <= {CODES[model.target], TensorProto.FLOAT, FLOATS[model.dtype]}
 
     def test_no_constant_is_left_over(self, model: Emitted) -> None:
         """A quantized weight is not stored a second time in float."""
@@ -282,7 +292,7 @@ def test_htdq_form_can_be_chosen(form: HtdqForm, calibrated: Callable[[str], Cal
 
 
 @pytest.mark.parametrize("bits", ["w4a8", "w8a6", "w16a8", "w8a16"])
-def test_narrow_widths_live_in_int8(bits: str, tmp_path: Path) -> None:
+def test_narrow_widths_live_in_8_bits(bits: str, tmp_path: Path) -> None:
     path = tmp_path / "float.onnx"
     onnx.save(every_form_net(), path)
     source = calibrated_model(path, "smoothquant", Bits.parse(bits))
@@ -298,7 +308,7 @@ def test_narrow_widths_live_in_int8(bits: str, tmp_path: Path) -> None:
     ]
     highest = {"w4": 7, "w8": 127}.get(bits[:2], 0)
     assert bool(weights) == (bits != "w16a8")
-    assert all(np.abs(array.astype(int)).max() == highest for array in weights)
+    assert all(np.abs(array.astype(int) - 128).max() == highest for array in weights)
 
     quantized = [node for node in proto.graph.node if node.op_type == "QuantizeLinear"]
     clips = [node for node in proto.graph.node if node.op_type == "Clip"]
@@ -407,7 +417,7 @@ class TestExternalData:
         written = onnx.load(output, load_external_data=False)
         assert weights_inside(written) == []
         external = [t for t in written.graph.initializer if uses_external_data(t)]
-        assert {TensorProto.INT8, TensorProto.FLOAT} <= {t.data_type for t in external}
+        assert {TensorProto.UINT8, TensorProto.FLOAT} <= {t.data_type for t in external}
         entries = [(entry.key, entry.value) for t in external for entry in t.external_data]
         assert {value for key, value in entries if key == "location"} == {"model.onnx.data"}
         assert (output.parent / "model.onnx.data").is_file()

@@ -40,6 +40,16 @@ def test_lists_every_name(traced: Command) -> None:
     assert result.err == ""
 
 
+def test_lists_them_as_json(traced: Command) -> None:
+    result = traced.done("model.onnx", "--list-layers", "--json")
+    assert not result.written
+    assert result.err == ""
+    report = traced.done("model.onnx", *FAST, "--json").json()
+    assert result.json() == {"layers": report["layers"]}
+    (entry,) = (layer for layer in report["layers"] if layer["name"] == "up.conv1")
+    assert entry["module"] == "blocks.0.conv"
+
+
 @pytest.mark.parametrize("column", [0, 1, 2, 3])
 def test_keep_matches_what_is_listed(traced: Command, column: int) -> None:
     name = row(traced.done("model.onnx", "--list-layers").out, "up.conv1")[column]

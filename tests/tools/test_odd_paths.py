@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qvd_trt.calibrators.statistics.stats_file import load_stats
+from qvd_trt.export.errors import UserError
+from qvd_trt.export.plan.plan_json import load_plan
 from tests.tools.command import FAST, Command
 
 
@@ -29,6 +32,25 @@ def test_pipes_are_told_and_not_waited_for(command: Command) -> None:
         (("--inputs", "."), ". is a folder"),
     ]:
         assert said in _refused(command, arguments)
+
+
+def test_models_and_statistics_that_are_no_files(command: Command) -> None:
+    os.mkfifo(command.folder / "pipe.onnx")
+    (command.folder / "gone.onnx").symlink_to("none.onnx")
+    for model, said in [
+        ("pipe.onnx", "pipe.onnx is a pipe, which cannot be read twice; give"),
+        ("/dev/null", "/dev/null is a device; give"),
+        ("gone.onnx", "gone.onnx is a link to none.onnx, which does not exist; give"),
+        ("model.onnx/x.onnx", "model.onnx/x.onnx cannot be reached (Not a directory); give"),
+    ]:
+        assert command.main([model, *FAST, "-o", "out.onnx"]) == 2
+        assert said in command._capsys.readouterr().err
+    for reader, said in [
+        (load_stats, "--stats: pipe.onnx is a pipe"),
+        (load_plan, "--plan: pipe.onnx is a pipe"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            reader(Path("pipe.onnx"))
 
 
 def _refused(command: Command, arguments: Sequence[str]) -> str:

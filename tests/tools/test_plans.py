@@ -118,7 +118,7 @@ def test_of_another_model(planned: Command) -> None:
 
 
 def test_missing(command: Command) -> None:
-    assert "absent.json cannot be read" in command.refused("model.onnx", "--plan", "absent.json")
+    assert "absent.json does not exist" in command.refused("model.onnx", "--plan", "absent.json")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b'{"format": 99}'])

@@ -163,7 +163,7 @@ class TestStatistics:
         record(command.folder / "calls.npz")
         given = ("model.onnx", "--calib", "calls.npz", "--stats", "s.npz")
         assert command.done(*given).err == ""
-        assert "warning: --calib is not read: s.npz exists" in command.done(*given).err
+        assert "warning: --calib is not used: s.npz exists" in command.done(*given).err
 
 
 class TestQuantization:

@@ -198,8 +198,18 @@ def test_usage_errors(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
             parse(command, recipe, "", *arguments)
         assert leaving.value.code == 2
         err = capsys.readouterr().err
+        assert err.startswith(f"{command.NAME}: error: ")
         assert text in err
-        assert f"usage: {command.NAME}" in err
+        assert err.endswith(f"; see {command.NAME} --help\n")
+        assert err.count("\n") == 1
+
+
+def test_two_recipes(command: Command) -> None:
+    for name in ("a.toml", "b.toml"):
+        (command.folder / name).write_text(FAST_RECIPE)
+    line = command.refused("model.onnx", "--recipe", "a.toml", "--json", "--recipe=b.toml")
+    assert line == "--recipe is given twice, a.toml and b.toml; put the arguments of both into one"
+    command.done("model.onnx", "--recipe", "a.toml")
 
 
 class TestWholeRuns:

@@ -40,7 +40,10 @@ def test_missing_external_data(command: Command) -> None:
     write_small_unet(command.folder / "big.onnx", external_data=True)
     (command.folder / "big.onnx.data").unlink()
     line = command.refused("big.onnx", *FAST)
-    assert "big.onnx keeps its weights in big.onnx.data, which is not beside it" in line
+    said = "big.onnx keeps its weights in big.onnx.data, which {}; copy the file beside the model"
+    assert said.format("does not exist") in line
+    (command.folder / "big.onnx.data").mkdir()
+    assert said.format("is a folder") in command.refused("big.onnx", *FAST)
 
 
 def test_truncated_external_data(command: Command) -> None:

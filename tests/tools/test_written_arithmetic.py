@@ -127,7 +127,7 @@ def test_the_float_model_takes_the_ranges_of_the_statistics(export: Export) -> N
     report = json.loads((found.folder / "out.report.json").read_text())
     assert found.types()["stream_out"] == FLOAT
     assert report["warnings"] == [
-        f"--calib is not read: {found.folder / 'stats.npz'} exists; delete it to calibrate again"
+        f"--calib is not used: {found.folder / 'stats.npz'} exists; delete it to calibrate again"
     ]
     assert report["held_out_mean_sqnr"] > 40
 

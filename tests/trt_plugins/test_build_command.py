@@ -131,3 +131,20 @@ def test_path_from_the_environment(
     assert error_of(capsys, "path") == f"QVD_TRT_PLUGIN_LIBRARY names {named}, which is not a file"
     named.touch()
     assert find_library() == named
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [([], ""), (["biuld"], ""), (["path", "--tensorrt", "ten"], " path"), (["build", "x"], "")],
+)
+def test_usage_error_is_one_line(
+    arguments: list[str], command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(arguments)
+    assert leaving.value.code == 2
+    err = capsys.readouterr().err
+    name = f"python -m qvd_trt.trt_plugins{command}"
+    assert err.startswith(f"{name}: error: ")
+    assert err.endswith(f"; see {name} --help\n")
+    assert err.count("\n") == 1

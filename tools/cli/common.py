@@ -77,7 +77,10 @@ def command_parser(
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says where positional arguments go when an option of several values has taken them."""
+    """Says in one line what is wrong, as all refusals are.
+
+    And where positional arguments go when an option of several values has taken them.
+    """
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("the following arguments are required"):
@@ -86,7 +89,8 @@ class _Parser(argparse.ArgumentParser):
                 f"; put them first, before the options: {' and '.join(taking)} take all words that "
                 "follow"
             )
-        super().error(message)
+        what = " ".join(message.split())
+        self.exit(EXIT_USER_ERROR, f"{self.prog}: error: {what}; see {self.prog} --help\n")
 
 
 class _Version(argparse.Action):

@@ -92,7 +92,7 @@ def _add_quantization(parser: argparse.ArgumentParser) -> None:
         "--bits",
         metavar="wNaM",
         help="widths of weights and activations, 2 to 8, or 16 for float (default: w8a8). Only "
-        "w8a8 is faster; fewer bits are carried in int8 and tell about accuracy; w16a16 writes the "
+        "w8a8 is faster; fewer bits are carried in 8 and tell about accuracy; w16a16 writes the "
         "float model for the target, to compare with",
     )
     baselines = ", ".join(name for name in ALGORITHMS if name != DEFAULT_ALGORITHM)
@@ -118,7 +118,8 @@ def _add_quantization(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--list-layers",
         action="store_true",
-        help="only list the layers, by all the names that --keep matches; writes nothing",
+        help="only list the layers, by all the names that --keep matches; writes nothing; with "
+        "--json the `layers` of a report",
     )
     group.add_argument(
         "--min-sqnr",
@@ -197,12 +198,9 @@ def read_request(options: argparse.Namespace) -> QuantizeRequest:
         UserError: an unknown name, or options that do not go together.
     """
     from qvd_trt.export.apply_plan import ApplyOptions
-    from qvd_trt.export.atomic_files import not_a_file
     from qvd_trt.tools.quantize_request import QuantizeRequest
 
     _check_plan_alone(options)
-    if options.plan is not None and options.plan.exists() and not options.plan.is_file():
-        raise UserError(f"--plan: {options.plan} {not_a_file(options.plan)}; give a plan's file")
     bits = W8A8 if options.bits is None else Bits.parse(options.bits)
     algorithm = known("--algorithm", options.algorithm, ALGORITHMS) or DEFAULT_ALGORITHM
     temporal = known("--temporal", options.temporal, (*CODEBOOKS, TEMPORAL_FLOAT))
@@ -282,7 +280,7 @@ def _main(options: argparse.Namespace) -> int:
 
     request = read_request(options)
     if options.list_layers:
-        return _list_layers(request)
+        return _list_layers(request, as_json=options.json)
     told: list[str] = []
 
     def tell(warning: str) -> None:
@@ -295,14 +293,17 @@ def _main(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _list_layers(request: QuantizeRequest) -> int:
+def _list_layers(request: QuantizeRequest, *, as_json: bool) -> int:
     from qvd_trt.tools.cli.export_summary import print_layers
-    from qvd_trt.tools.quantize_report import layer_names
+    from qvd_trt.tools.quantize_report import layer_names, layers_json
     from qvd_trt.tools.quantize_request import open_requested
 
     model = open_requested(request)
     try:
-        print_layers(layer_names(model))
+        if as_json:
+            print(layers_json(model))
+        else:
+            print_layers(layer_names(model))
         sys.stdout.flush()
     except OSError:
         drop_stdout()

@@ -38,7 +38,8 @@ def parse_arguments(
         arguments: The command line, or None for that of the process.
 
     Raises:
-        UserError: The recipe cannot be read, or has an unknown key or a value of another type.
+        UserError: There are two recipes, or the one cannot be read, or has an unknown key or a
+            value of another type.
         SystemExit: As argparse raises it.
     """
     recipe = _find_recipe(arguments)
@@ -78,12 +79,15 @@ def _refuse_odd_paths(options: argparse.Namespace) -> None:
 
 def _find_recipe(arguments: Sequence[str] | None) -> Path | None:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--recipe", type=Path)
+    finder.add_argument("--recipe", type=Path, action="append", default=[])
     try:
-        recipe: Path | None = finder.parse_known_args(arguments)[0].recipe
+        recipes: list[Path] = finder.parse_known_args(arguments)[0].recipe
     except argparse.ArgumentError:
-        return None  # The command's own parser says what is wrong, with its usage.
-    return recipe
+        return None  # The command's own parser says what is wrong.
+    if len(recipes) > 1:
+        named = " and ".join(map(str, recipes))
+        raise UserError(f"--recipe is given twice, {named}; put the arguments of both into one")
+    return recipes[0] if recipes else None
 
 
 def _given(

@@ -134,6 +134,7 @@ def plan_build(
         UserError: The options, the file and this TensorRT do not go together.
     """
     _check_options(request, kind, version)
+    _check_symmetric(request, model, kind, version)
     _check_implicit(request, model, kind, version)
     strongly_typed = _is_strongly_typed(kind, version)
     plugin = choose_plugin(model, kind, version, use=request.use_plugin, library=request.plugin)
@@ -198,6 +199,22 @@ def _check_options(request: BuildRequest, kind: RuntimeKind, version: Version) -
         )
 
 
+def _check_symmetric(
+    request: BuildRequest, model: OnnxFile, kind: RuntimeKind, version: Version
+) -> None:
+    if not model.is_symmetric:
+        raise UserError(
+            f"{request.model} has zero points other than 0, as --target ort writes them, and "
+            f"{product_label(kind, version)} reads symmetric codes only; export the model with "
+            f"`qvd-export --target {_own_target(kind, version)}`"
+        )
+
+
+def _own_target(kind: RuntimeKind, version: Version) -> str:
+    """The ``--target`` of `qvd-export` that is made for this TensorRT."""
+    return "rtx" if kind == "rtx" else "trt" if version >= FIRST_STRONGLY_TYPED else "trt8"
+
+
 def _check_implicit(
     request: BuildRequest, model: OnnxFile, kind: RuntimeKind, version: Version
 ) -> None:
@@ -232,7 +249,7 @@ def _target_warnings(model: OnnxFile, kind: RuntimeKind, version: Version) -> tu
     if target is None:
         return ()
     label = product_label(kind, version)
-    wanted = "rtx" if kind == "rtx" else "trt" if version >= FIRST_STRONGLY_TYPED else "trt8"
+    wanted = _own_target(kind, version)
     cost = None
     if wanted == "rtx" and target == "trt" and dtype == "fp16":
         cost = "the sums of wide layers may overflow fp16"

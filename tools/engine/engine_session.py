@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.atomic_files import not_a_file
 from qvd_trt.export.errors import UserError
 from qvd_trt.tools.engine.array_cast import cast_exactly
 from qvd_trt.tools.engine.plugin import load_plugin
@@ -87,7 +88,7 @@ class EngineSession:
                 TensorRT or GPU, or lacks a plugin.
         """
         if not path.is_file():
-            raise UserError(f"{path} does not exist; give an engine of qvd-build or trtexec")
+            raise UserError(f"{path} {not_a_file(path)}; give an engine of qvd-build or trtexec")
         if path.suffix == ".onnx":
             raise UserError(f"{path} is an ONNX model; build it with qvd-build")
         install = find_tensorrt(runtime)
@@ -207,7 +208,7 @@ class EngineSession:
             self._trt.init_libnvinfer_plugins(self._messages, "")
         if plugin is not None:
             if not plugin.is_file():
-                raise UserError(f"--plugin {plugin} does not exist; name the built library")
+                raise UserError(f"--plugin {plugin} {not_a_file(plugin)}; name the built library")
             try:
                 load_plugin(self._trt, install.version, str(plugin.resolve()), self._messages)
             except RuntimeError as error:

@@ -63,6 +63,7 @@ class OnnxFile:
         inputs: Graph inputs without those that have an initializer.
         metadata: The ``metadata_props``, among them ``qvd.target`` and ``qvd.dtype``.
         is_quantized: Whether it has Q/DQ nodes.
+        is_symmetric: Whether no zero point is known to differ from 0.
         is_float32: Whether no weight has a lower float type.
         has_softmax: Whether it has a Softmax, and so attention.
         htdq: How it carries HTDQ.
@@ -75,6 +76,7 @@ class OnnxFile:
     inputs: tuple[ModelInput, ...]
     metadata: Mapping[str, str]
     is_quantized: bool
+    is_symmetric: bool
     is_float32: bool
     has_softmax: bool
     htdq: HtdqUse
@@ -111,6 +113,7 @@ def read_onnx(path: Path) -> OnnxFile:
         inputs=tuple(_input(value) for value in graph.inputs if not value.is_initializer()),
         metadata=dict(model.metadata_props),
         is_quantized=any(node.op_type in QDQ_OPS for node in graph),
+        is_symmetric=not any(map(_has_zero_point, graph)),
         is_float32=not any(
             tensor is not None and tensor.dtype in _LOW_FLOATS for tensor in weights
         ),
@@ -124,6 +127,16 @@ def read_onnx(path: Path) -> OnnxFile:
 def node_name(node: ir.Node) -> str:
     """The name by which TensorRT's parsers call a node."""
     return node.name or (f"node_of_{node.outputs[0].name}" if node.outputs else "")
+
+
+def _has_zero_point(node: ir.Node) -> bool:
+    """Whether the zero point of a Q or DQ differs from 0, or is uint8 in a file of its own."""
+    if node.op_type not in QDQ_OPS or len(node.inputs) < 3 or node.inputs[2] is None:
+        return False
+    tensor = ir.convenience.get_const_tensor(node.inputs[2])
+    if tensor is None or isinstance(tensor, ir.ExternalTensor):
+        return tensor is not None and tensor.dtype == ir.DataType.UINT8
+    return bool(tensor.numpy().any())
 
 
 def _first_cause(error: BaseException) -> str:

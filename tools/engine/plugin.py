@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from qvd_trt.export.atomic_files import not_a_file
 from qvd_trt.export.errors import UserError
 from qvd_trt.tools.engine.onnx_file import HtdqUse, OnnxFile
 from qvd_trt.tools.engine.tensorrt_install import RuntimeKind, Version, product_label
@@ -41,7 +42,7 @@ def choose_plugin(
         except PluginError as error:
             raise UserError(f"--plugin: {error}") from error
     if not library.is_file():
-        raise UserError(f"--plugin {library} does not exist; name the built library")
+        raise UserError(f"--plugin {library} {not_a_file(library)}; name the built library")
     return library
 
 

@@ -11,6 +11,7 @@ from tests.models.small_unet import write_small_unet
 from tests.tools.command import FAST
 
 FORMS = {
+    "ort": ("--target", "ort"),
     "rtx": ("--target", "rtx"),
     "trt": ("--target", "trt"),
     "trt.plugin": ("--target", "trt", "--htdq", "plugin"),

@@ -17,13 +17,8 @@ SAMPLING = ["--sampler", "flow", "--steps", "3", "--samples", "2", "--shapes", "
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     models = Models(tmp_path_factory.mktemp("validated"))
     write_small_unet(models.float_model)
-    for name, target, bits in (
-        ("qdq.onnx", "ort", "w8a8"),
-        ("qdq7.onnx", "ort", "w7a8"),
-        ("qdq16.onnx", "trt", "w8a8"),
-        ("qdq8.onnx", "trt8", "w8a8"),
-    ):
-        written = ["-o", str(models.folder / name), "--target", target, "--bits", bits]
+    for name, target in (("qdq.onnx", "ort"), ("qdq16.onnx", "trt"), ("qdq8.onnx", "trt8")):
+        written = ["-o", str(models.folder / name), "--target", target]
         with contextlib.redirect_stdout(io.StringIO()):
             assert export([str(models.float_model), *SAMPLING, *written]) == 0
     recorded = calls()

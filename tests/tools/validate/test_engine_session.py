@@ -145,6 +145,8 @@ class TestLoading:
         (tmp_path / "e.plan").write_text("FLOAT")
         with pytest.raises(UserError, match=r"none\.so does not exist"):
             EngineSession(tmp_path / "e.plan", plugin=Path("none.so"))
+        with pytest.raises(UserError, match=r"--plugin \S+ is a folder; name the built library"):
+            EngineSession(tmp_path / "e.plan", plugin=tmp_path)
 
     @pytest.mark.skipif(has_gpu(), reason="there is a GPU")
     def test_no_gpu(self, validate: Validate, tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ def test_known_implementation_error_in_trtexec_files(validate: Validate, tmp_pat
 def test_polygraphy_runs_the_saved_inputs(validate: Validate, tmp_path: Path) -> None:
     """Another process runs the QDQ file on our inputs, and we take its outputs for an engine's."""
     inputs, outputs = tmp_path / "inputs.json", tmp_path / "outputs.json"
-    qdq = validate.models.folder / "qdq7.onnx"
-    validate.report("--save-inputs", inputs, "--no-rounding-floor", qdq=qdq)
+    qdq = validate.models.qdq
+    validate.report("--save-inputs", inputs, "--no-rounding-floor")
     polygraphy = "import sys, polygraphy.tools; sys.exit(polygraphy.tools.main())"
     command = [sys.executable, "-c", polygraphy, "run", str(qdq), "--onnxrt"]
     command += ["--providers", "CPUExecutionProvider", "--load-inputs", str(inputs)]
@@ -86,7 +86,7 @@ def test_polygraphy_runs_the_saved_inputs(validate: Validate, tmp_path: Path) ->
         [*command, "--save-outputs", str(outputs)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    summary = validate.report("--engine-outputs", outputs, qdq=qdq)["summary"]
+    summary = validate.report("--engine-outputs", outputs)["summary"]
     # ONNX Runtime fuses there, which is the kind of difference an engine shows.
     assert summary["implementation"]["mean_relative_rms"] < 0.02
     assert summary["total"]["mean_sqnr"] == pytest.approx(

@@ -99,6 +99,10 @@ class TestModels:
     def test_missing_engine(self, validate: Validate) -> None:
         assert "none.plan does not exist" in validate.refused("--engine", "none.plan")
 
+    def test_engine_that_is_a_folder(self, validate: Validate, tmp_path: Path) -> None:
+        line = validate.refused("--engine", tmp_path)
+        assert f"{tmp_path} is a folder; give an engine of qvd-build or trtexec" in line
+
 
 class TestCalls:
     def test_shapes_that_the_graph_cannot_run(self, validate: Validate, tmp_path: Path) -> None:

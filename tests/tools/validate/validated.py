@@ -71,11 +71,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Models:
-    """`calls.npz`, `model.onnx`, `qdq.onnx`, `qdq16.onnx` (fp16), `qdq8.onnx` (TensorRT 8.6).
-
-    `qdq7.onnx` has weights of seven bits: two products of such with eight-bit activations add up
-    in 16 bits, as the integer kernels of CPUs without VNNI need it.
-    """
+    """`calls.npz`, `model.onnx`, `qdq.onnx`, `qdq16.onnx` (fp16), `qdq8.onnx` (TensorRT 8.6)."""
 
     folder: Path
 
