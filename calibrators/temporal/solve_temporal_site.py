@@ -18,7 +18,7 @@ from qvd_trt.export.plan.site_types import Layer, Site
 
 BASELINE = "uniform"
 
-MAY_LOSE = 3.0
+MAY_LOSE = 6.0
 """dB that a codebook may lose on features of a trajectory that it was not made from."""
 
 
