@@ -15,6 +15,7 @@ from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.passes.fold_scri import FoldScri
 from qvd_trt.export.passes.insert_htdq import DefineHtdq, InsertHtdq
 from qvd_trt.export.passes.insert_qdq import InsertQdq
+from qvd_trt.export.passes.opset.decompose_attention import DecomposeAttention
 from qvd_trt.export.passes.opset.lower_opset import LowerOpset
 from qvd_trt.export.passes.opset.raise_opset import RaiseOpset
 from qvd_trt.export.passes.opset.schema import HIGHEST, LOWEST
@@ -85,6 +86,8 @@ def apply_plan(model: FloatModel, plan: QuantPlan, options: ApplyOptions) -> ir.
     passes: list[ir.passes.InPlacePass] = []
     if opset < target.min_opset(options.dtype):
         passes.append(RaiseOpset(target.min_opset(options.dtype)))
+    if not target.keeps_attention:
+        passes.append(DecomposeAttention())  # before the types are lowered, also those within it
     passes += [
         FoldScri(plan.dense, model.layers),
         InsertHtdq(plan.temporal),

@@ -59,6 +59,8 @@ class TargetProfile:
             default.
         shifts_padded: Whether plans solved for it may shift in front of a zero-padded convolution.
             A given plan is applied as it is.
+        keeps_attention: Whether Attention nodes may stay. TensorRT-RTX builds them in fp16 alone,
+            and not every form; written out, the fp16 ones become the same kernel.
         foreign_operators: Whether operators of ONNX Runtime's own domains may stay.
         spares_tensorrt8: Whether to leave out what TensorRT 8.6 misreads or cannot build
             (docs/tensorrt8.md).
@@ -72,6 +74,7 @@ class TargetProfile:
     weight_form: WeightForm
     htdq_forms: tuple[HtdqForm, ...]
     shifts_padded: bool = True
+    keeps_attention: bool = False
     foreign_operators: bool = False
     spares_tensorrt8: bool = False
 
@@ -130,6 +133,7 @@ TARGETS: dict[str, TargetProfile] = {
             float_types=(FloatType.FP32, FloatType.FP16),
             low_precision_scales=False,
             weight_form=WeightForm.INT8,
+            keeps_attention=True,
             foreign_operators=True,
             htdq_forms=(HtdqForm.FUNCTION, HtdqForm.INLINE),
         ),

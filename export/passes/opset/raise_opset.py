@@ -12,14 +12,13 @@ from onnx_ir.passes.common import InlinePass
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.passes.edits import add_initializer
 from qvd_trt.export.passes.opset.schema import (
-    HIGHEST,
     LOWEST,
     check_node,
     describe,
     least_ir_version,
 )
 
-_FIRST_OF_CONVERTER = 18
+_FIRST_OF_CONVERTER, _LAST_OF_CONVERTER = 18, 23
 _NEW_GROUP_NORM = 21
 
 
@@ -35,8 +34,8 @@ class RaiseOpset(ir.passes.InPlacePass):
 
     def __init__(self, target: int) -> None:
         super().__init__()
-        if not LOWEST < target <= HIGHEST:
-            raise ValueError(f"target opset {target} is not {LOWEST + 1} to {HIGHEST}")
+        if not LOWEST < target <= _LAST_OF_CONVERTER:
+            raise ValueError(f"target opset {target} is not {LOWEST + 1} to {_LAST_OF_CONVERTER}")
         self._target = target
 
     def requires(self, model: ir.Model) -> None:

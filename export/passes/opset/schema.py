@@ -13,8 +13,8 @@ Schema = onnx.defs.OpSchema
 Parameter = onnx.defs.OpSchema.FormalParameter
 Dtypes = Mapping[ir.Value, ir.DataType]
 
-LOWEST, HIGHEST = 17, 23
-"""Opsets between which a graph can be rewritten."""
+LOWEST, HIGHEST = 17, 25
+"""Opsets between which a graph can be rewritten; raised it is to 23 at most."""
 
 DTYPE_ATTRIBUTES = {
     "Cast": "to",
@@ -133,6 +133,22 @@ def check_node(node: ir.Node, source: int, target: int) -> None:
                     f"{where}: {value.name!r} is {dtype.name}, "
                     f"which opset {target} does not take there"
                 )
+
+
+def drop_new_defaults(node: ir.Node, source: int, target: int) -> None:
+    """Drop attributes that opset ``target`` lacks and that are at the default of ``source``.
+
+    A new attribute's default is what the operator did before.
+    """
+    new, old = schema_of(node, source), schema_of(node, target)
+    if new is None or old is None:
+        return
+    for name in set(node.attributes) & set(new.attributes) - set(old.attributes):
+        default = new.attributes[name].default_value
+        if default.type:
+            unchanged = ir.serde.deserialize_attribute(default).value
+            if node.attributes[name].value == unchanged:
+                node.attributes.pop(name)
 
 
 def least_ir_version(opset: int) -> int:
