@@ -41,6 +41,7 @@ FORMS: Mapping[str, tuple[Mapping[str, Shape], Mapping[str, Any]]] = {
 _ODD: Mapping[str, tuple[Mapping[str, Shape], Mapping[str, Any]]] = {
     "lengths": ({"lengths": ("b",)}, {}),
     "window": ({}, {"left_window_size": 2}),
+    "short mask": ({"key": ("b", 4, 9, 16), "mask": ("q", 7)}, {}),
     "unknown size": ({"query": ("b", 4, "q", "d")}, {}),
     "unknown heads": ({"query": ("b", "h", "q", 16)}, {}),
     "odd heads": ({"query": ("b", 6, "q", 16)}, {}),

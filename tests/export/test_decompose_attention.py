@@ -155,6 +155,7 @@ REFUSED = {
     "qk_matmul_output": attention("heads", 23, outputs=("y", "", "", "logits")),
     "nonpad_kv_seqlen": attention("lengths", 24),
     "left_window_size": attention("window", 25),
+    "attn_mask has 7 columns for 9 keys": attention("short mask", 23),
     "head size of 'query' is not known": attention("unknown size", 23),
     "numbers of heads of 'query' and 'key' are not known": attention("unknown heads", 23),
     "6 heads of queries are no multiple of 4": attention("odd heads", 23),

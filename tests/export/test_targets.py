@@ -312,7 +312,7 @@ def test_narrow_widths_live_in_int8(bits: str, tmp_path: Path) -> None:
 
 
 class TestOpsets:
-    """Any opset from 17 to 23 is brought into the target's bounds; others are refused."""
+    """Any opset from 17 to 25 is brought into the target's bounds; others are refused."""
 
     def apply(self, opset: int, target: str, dtype: str) -> int:
         net = GraphBuilder(opset=opset)
@@ -330,6 +330,10 @@ class TestOpsets:
             (17, "rtx", "bf16", 22),
             (23, "trt", "fp16", 23),
             (23, "trt8", "fp32", 17),
+            (24, "trt", "bf16", 23),
+            (24, "rtx", "fp16", 23),
+            (25, "ort", "fp32", 23),
+            (25, "trt8", "fp32", 17),
             (13, "trt8", "fp32", 13),
         ],
     )
@@ -343,8 +347,8 @@ class TestOpsets:
             (16, "trt", "fp16"),
             (13, "ort", "fp32"),
             (12, "trt8", "fp32"),
-            (24, "rtx", "fp16"),
-            (24, "trt8", "fp32"),
+            (26, "rtx", "fp16"),
+            (26, "trt8", "fp32"),
         ],
     )
     def test_others_are_refused(self, opset: int, target: str, dtype: str) -> None:

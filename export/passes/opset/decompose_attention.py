@@ -58,8 +58,8 @@ def decompose_attention(node: ir.Node, opset: int) -> None:
     mask is all False, or all -inf, gives zeros.
 
     Raises:
-        UserError: the fourth output is read, a length per sample or a window is given, or the
-            ranks, heads or head size are not known.
+        UserError: the fourth output is read, a length per sample or a window is given, the mask
+            has fewer columns than there are keys, or the ranks, heads or head size are not known.
     """
     del opset
     _refuse_rare_forms(node)
@@ -171,6 +171,9 @@ def _read_mask(build: NodeBuilder, node: ir.Node, query: ir.Value, key: ir.Value
     closing = () if causal is None else (_bias(build, causal, query),)
     if given is None:
         return _Mask(closing)
+    columns, keys = extent_of(given, -1), extent_of(key, 2)
+    if columns is not None and keys is not None and columns != keys:
+        raise UserError(f"attn_mask has {columns} columns for {keys} keys; give it one for each")
     is_bool = dtype_of(given) == ir.DataType.BOOL
     # Other numbers, such as the type's least, close no row: all its keys get the same weight.
     lowest = None if is_bool else build.constant("lowest", _scalar(-math.inf, query))
