@@ -58,10 +58,7 @@ def open_model(
     _refuse_quantized(source, path)
     files = model_files(path, source)
     _follow_cache_links(source, path)
-    try:
-        Normalize()(source)
-    except ir.passes.PassError as error:
-        raise _true_cause(error, path) from error
+    normalize(source, path)
     return view_model(source, path, files, timestep_input, latent_input, prediction_output)
 
 
@@ -120,6 +117,23 @@ def load_model(path: Path) -> ir.Model:
                 "copy it again, or export again"
             )
     return model
+
+
+def normalize(model: ir.Model, path: Path) -> None:
+    """Bring a loaded model into the one form that the passes read, in place.
+
+    Args:
+        model: The model.
+        path: What errors call it.
+
+    Raises:
+        UserError: its opset is not read, or it cannot be brought in order; see
+            :class:`~qvd_trt.export.passes.normalize.Normalize`.
+    """
+    try:
+        Normalize()(model)
+    except ir.passes.PassError as error:
+        raise _true_cause(error, path) from error
 
 
 def model_files(path: Path, model: ir.Model) -> tuple[Path, ...]:

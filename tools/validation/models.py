@@ -14,7 +14,7 @@ from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
 from qvd_trt.export.arrays import Float32Array
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.signature import ModelSignature, read_signature
-from qvd_trt.export.model_file import load_model, model_files, save_model
+from qvd_trt.export.model_file import load_model, model_files, normalize, save_model
 from qvd_trt.export.ort_session import open_session, run_session
 from qvd_trt.export.passes.emulate_low_precision import is_low_precision
 from qvd_trt.export.passes.precision.lower_precision import LowerPrecision
@@ -242,6 +242,8 @@ def open_models(request: ValidationRequest, stack: ExitStack) -> ModelSet:
     else:
         skipped[IMPLEMENTATION.name] = skipped[TOTAL.name] = "no engine was given"
     if request.float_engine is not None:
+        # Not the QDQ model: inlined, its HTDQ functions would be lowered otherwise than as written.
+        normalize(float_model, request.float_model)
         models[FLOAT_FP16] = _open_lowered(float_model, signature, "float", request, stack)
         models[FLOAT_ENGINE] = _open_engine(request, request.float_engine, signature, stack)
         files[FLOAT_ENGINE] = str(request.float_engine)
