@@ -18,7 +18,6 @@ from qvd_trt.export.passes.insert_qdq import InsertQdq
 from qvd_trt.export.passes.opset.decompose_attention import DecomposeAttention
 from qvd_trt.export.passes.opset.lower_opset import LowerOpset
 from qvd_trt.export.passes.opset.raise_opset import RaiseOpset
-from qvd_trt.export.passes.opset.schema import HIGHEST, LOWEST
 from qvd_trt.export.passes.precision.lower_precision import LowerPrecision
 from qvd_trt.export.passes.tensorrt8 import tensorrt8_passes
 from qvd_trt.export.plan.quant_plan import W8A8, QuantPlan
@@ -82,7 +81,6 @@ def apply_plan(model: FloatModel, plan: QuantPlan, options: ApplyOptions) -> ir.
     scale_type = target.scale_type(options.dtype)
     emitted = model.prepared.clone()
     opset = emitted.opset_imports[""]
-    _check_opset(opset, options)
     passes: list[ir.passes.InPlacePass] = []
     if opset < target.min_opset(options.dtype):
         passes.append(RaiseOpset(target.min_opset(options.dtype)))
@@ -197,15 +195,6 @@ def _refuse_foreign_operators(model: FloatModel, target: TargetProfile) -> None:
                 f"has; for target {target.name} give the model as exported, without ONNX Runtime's "
                 "extended optimizations"
             )
-
-
-def _check_opset(opset: int, options: ApplyOptions) -> None:
-    lowest = min(LOWEST, options.target.min_opset(options.dtype))
-    if not lowest <= opset <= HIGHEST:
-        raise UserError(
-            f"the model has opset {opset}, target {options.target.name} can be written from "
-            f"{lowest} to {HIGHEST}; export it again with one of those"
-        )
 
 
 def _metadata(plan: QuantPlan, options: ApplyOptions) -> dict[str, str]:

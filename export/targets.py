@@ -60,7 +60,7 @@ class TargetProfile:
         shifts_padded: Whether plans solved for it may shift in front of a zero-padded convolution.
             A given plan is applied as it is.
         keeps_attention: Whether Attention nodes may stay. TensorRT-RTX builds them in fp16 alone,
-            and not every form; written out, the fp16 ones become the same kernel.
+            and not every form; written out, those become the same kernel.
         foreign_operators: Whether operators of ONNX Runtime's own domains may stay.
         spares_tensorrt8: Whether to leave out what TensorRT 8.6 misreads or cannot build
             (docs/tensorrt8.md).

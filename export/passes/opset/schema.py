@@ -14,7 +14,7 @@ Parameter = onnx.defs.OpSchema.FormalParameter
 Dtypes = Mapping[ir.Value, ir.DataType]
 
 LOWEST, HIGHEST = 17, 25
-"""Opsets between which a graph can be rewritten; raised it is to 23 at most."""
+"""Opsets between which a graph can be lowered."""
 
 DTYPE_ATTRIBUTES = {
     "Cast": "to",

@@ -1,4 +1,4 @@
-"""Files of the newest opsets, with Attention nodes, through the whole command for every target."""
+"""Files of the oldest and newest opsets through the whole command, for every target."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from qvd_trt.export.targets import TARGETS
-from tests.export.files_people_have import WIDTH, denoiser, feeds
+from tests.export.files_people_have import WIDTH, denoiser, feeds, without_value_infos
 from tests.export.graphs import GraphBuilder
 from tests.tools.command import Command
 
-SWISH_SINCE = 24
+ATTENTION_SINCE, SWISH_SINCE = 23, 24
 
 
 def attend(net: GraphBuilder, x: str) -> str:
@@ -46,9 +46,10 @@ def cut(net: GraphBuilder, name: str) -> list[str]:
 
 
 def write(folder: Path, opset: int) -> tuple[Path, Path]:
-    """The model, and the calls of two trajectories."""
+    """The model, old ones without shapes as legacy exporters write them, and recorded calls."""
     path, calls = folder / "model.onnx", folder / "calls"
-    onnx.save(denoiser(opset, attend), path)
+    new = opset >= ATTENTION_SINCE
+    onnx.save(denoiser(opset, attend) if new else without_value_infos(denoiser(opset)), path)
     calls.mkdir()
     for index in range(2):
         steps = [feeds(4 * index + step) for step in range(4)]
@@ -60,15 +61,16 @@ def write(folder: Path, opset: int) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("opset", [23, 24, 25])
+@pytest.mark.parametrize("opset", [13, 15, 16, 23, 24, 25])
 def test_every_target_is_written(opset: int, target: str, tmp_path: Path, command: Command) -> None:
     source, calls = write(tmp_path, opset)
     output = tmp_path / "out.onnx"
     command.done(source, "--target", target, "-o", output, "--calib", calls)
-    written = ir.load(output)
-    assert written.opset_imports[""] == TARGETS[target].max_opset
+    written, profile = ir.load(output), TARGETS[target]
+    expected_opset = min(max(opset, profile.base_opset), profile.max_opset)
+    assert written.opset_imports[""] == expected_opset
     operators = {node.op_type for node in written.graph}
-    assert ("Attention" in operators) == (target == "ort")
+    assert ("Attention" in operators) == (target == "ort" and opset >= ATTENTION_SINCE)
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators
     onnx.checker.check_model(output, full_check=True)
     given = feeds(4)
