@@ -117,7 +117,7 @@ TARGETS: dict[str, TargetProfile] = {
         ),
         TargetProfile(
             name="trt8",
-            base_opset=13,
+            base_opset=17,
             max_opset=17,
             float_types=(FloatType.FP32,),
             low_precision_scales=False,

@@ -51,12 +51,10 @@ class Normalize(ir.passes.InPlacePass):
         if model.functions:
             InlinePass()(model)
         _name_dimensions(model.graph)
-        if _lacks_types(model.graph):
-            ShapeInferencePass(data_prop=True)(model)
+        _infer_missing_types(model)
         if opset > LAST_OPSET:
             LowerOpset(LAST_OPSET)(model)
-            if _lacks_types(model.graph):
-                ShapeInferencePass(data_prop=True)(model)
+            _infer_missing_types(model)
         return ir.passes.PassResult(model, True)
 
 
@@ -83,6 +81,22 @@ def _name_dimensions(graph: ir.Graph) -> None:
     for value in (*graph.inputs, *graph.outputs):
         if value.shape is not None:
             value.shape = ir.Shape(named_extents(value))
+
+
+def _infer_missing_types(model: ir.Model) -> None:
+    if not _lacks_types(model.graph):
+        return
+    # ONNX infers nothing of a GroupNormalization; of an InstanceNormalization, what it reads.
+    norms = [
+        node
+        for node in ir.traversal.RecursiveGraphIterator(model.graph)
+        if node.op_type == "GroupNormalization" and not node.domain
+    ]
+    for node in norms:
+        node.op_type = "InstanceNormalization"
+    ShapeInferencePass(data_prop=True)(model)
+    for node in norms:
+        node.op_type = "GroupNormalization"
 
 
 def _lacks_types(graph: ir.Graph) -> bool:

@@ -49,7 +49,7 @@ PROFILES = [
     for target in TARGETS.values()
     for float_type in target.float_types
 ]
-OPSETS = {"ort": (17, 23), "rtx": (17, 23), "trt": (19, 23), "trt8": (13, 17)}
+OPSETS = {"ort": (17, 23), "rtx": (17, 23), "trt": (19, 23), "trt8": (17, 17)}
 RUN_BY_ORT = [
     profile
     for profile in PROFILES
@@ -334,7 +334,7 @@ class TestOpsets:
             (24, "rtx", "fp16", 23),
             (25, "ort", "fp32", 23),
             (25, "trt8", "fp32", 17),
-            (13, "trt8", "fp32", 13),
+            (13, "trt8", "fp32", 17),
             (13, "rtx", "fp16", 17),
             (14, "trt", "fp16", 19),
             (13, "trt", "bf16", 22),

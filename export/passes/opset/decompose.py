@@ -59,7 +59,10 @@ def decompose_swish(node: ir.Node, opset: int) -> None:
 
 
 def decompose_group_norm(node: ir.Node, opset: int) -> None:
-    """Reshape, InstanceNormalization, Reshape, then scale and bias per channel."""
+    """Reshape to ``[N, groups, L]``, InstanceNormalization, Reshape, then scale and bias.
+
+    These are per channel from opset 21 on, per group before.
+    """
     build, x = NodeBuilder(node), operand(node, 0)
     scale, bias = node.inputs[1], node.inputs[2]
     assert scale is not None
@@ -71,17 +74,20 @@ def decompose_group_norm(node: ir.Node, opset: int) -> None:
     source = build.op("Cast", [x], to=int(stash)) if wide else x
     inner = (stash if wide else dtype_of(x)).numpy()
     rows = build.op("Reshape", [source, build.constant("rows", np.array([0, groups, -1]))])
+    # The rewrite for TensorRT 8.6 knows the norm of groups by its rank, ones and zeros.
+    rows.dtype, rows.shape = stash if wide else dtype_of(x), ir.Shape([None, groups, None])
     ones = build.constant("ones", np.ones(groups, inner))
     zeros = build.constant("zeros", np.zeros(groups, inner))
-    # Until opset 20 scale and bias are per group, which is what InstanceNormalization takes.
-    affine = [ones, zeros] if opset >= 21 else [scale, bias]
-    normal = build.op("InstanceNormalization", [rows, *affine], epsilon=float(epsilon))
+    normal = build.op("InstanceNormalization", [rows, ones, zeros], rows, epsilon=float(epsilon))
+    if opset < 21:
+        row = build.constant("per_group", np.array([1, -1, 1]))
+        normal = build.op("Mul", [normal, build.op("Reshape", [scale, row])], rows)
+        normal = build.op("Add", [normal, build.op("Reshape", [bias, row])], rows)
+        build.finish(build.op("Reshape", [normal, build.op("Shape", [x])]))
+        return
     normal = build.op("Reshape", [normal, build.op("Shape", [x])])
     if wide:
         normal = build.op("Cast", [normal], x, to=int(dtype_of(x)))
-    if opset < 21:
-        build.finish(normal)
-        return
     spread = build.constant("per_channel", np.array([-1, *[1] * (rank_of(x) - 2)]))
     scaled = build.op("Mul", [normal, build.op("Reshape", [scale, spread])], x)
     build.finish(build.op("Add", [scaled, build.op("Reshape", [bias, spread])]))
