@@ -111,6 +111,38 @@ def test_opening_a_file_lowers_no_further_than_23(name: str) -> None:
     assert (name == "swish") == ("Mul" in lower_graphs.ops(model))
 
 
+def test_nodes_without_names() -> None:
+    model = graph("a = Swish <alpha=1.5> (x) b = Swish <alpha=0.5> (a) y = Swish (b)", 24)
+    feeds = random_feeds(model)
+    (expected,) = run(model, feeds)
+    for node in model.graph:
+        node.name = None
+    Normalize()(model)
+    names = [value.name for node in model.graph for value in node.outputs]
+    assert len(set(names)) == len(names)
+    np.testing.assert_allclose(run_in_onnx_runtime(model, feeds)[0], expected, rtol=1e-5)
+
+
+def test_nameless_nodes_are_told_by_what_they_write() -> None:
+    model = graph("t = Abs (x) y = TensorScatter (t, x)")
+    model.graph[1].name = None
+    with pytest.raises(UserError, match=r"node that writes 'y' \(TensorScatter\)"):
+        LowerOpset(23)(model)
+
+
+def test_bodies_of_control_flow() -> None:
+    model = graph(
+        "t = Cast <to=9> (c) y = If (t) <then_branch = on () => (a) { a = Swish <alpha=2.0> (x) }, "
+        "else_branch = off () => (b) { b = Identity (x) }>",
+        inputs=f"{X}, float c",
+    )
+    feeds = [{**random_feeds(model), "c": np.array(on, np.float32)} for on in (0, 1)]
+    expected = [run(model, feed)[0] for feed in feeds]
+    Normalize()(model)
+    for feed, wanted in zip(feeds, expected, strict=True):
+        np.testing.assert_allclose(run_in_onnx_runtime(model, feed)[0], wanted, rtol=1e-5)
+
+
 def test_types_are_known_after_opening() -> None:
     model = WRITTEN_OUT["swish-alpha"].clone()
     for node in model.graph:

@@ -14,11 +14,13 @@ from qvd_trt.export.passes.edits import add_initializer
 class NodeBuilder:
     """Puts new nodes before one node and finally takes its place.
 
-    New nodes and constants are called ``<node>/<operator>_<count>`` and ``<node>/<name>``.
+    New nodes and constants are called ``<node>/<operator>_<count>`` and ``<node>/<name>``; after
+    its first output where the node has no name.
     """
 
     def __init__(self, node: ir.Node) -> None:
         self._node = node
+        self._stem = node.name or node.outputs[0].name
         self._count = 0
         graph = node.graph
         assert isinstance(graph, ir.Graph)
@@ -26,7 +28,7 @@ class NodeBuilder:
 
     def constant(self, name: str, array: AnyArray) -> ir.Value:
         """Store a constant of this dtype and shape."""
-        return add_initializer(self._graph, f"{self._node.name}/{name}", array)
+        return add_initializer(self._graph, f"{self._stem}/{name}", array)
 
     def op(
         self,
@@ -37,7 +39,7 @@ class NodeBuilder:
     ) -> ir.Value:
         """Add a node; its output has the type and shape of ``like``."""
         self._count += 1
-        name = f"{self._node.name}/{op_type}_{self._count}"
+        name = f"{self._stem}/{op_type}_{self._count}"
         node = ir.node(op_type, inputs, attrs, name=name)  # type: ignore[arg-type]
         output = node.outputs[0]
         output.name = name

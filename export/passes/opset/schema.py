@@ -58,8 +58,9 @@ def schema_of(node: ir.Node, opset: int) -> Schema | None:
 
 
 def describe(node: ir.Node) -> str:
-    """How errors name a node."""
-    return f"node {node.name!r} ({node.op_type})"
+    """How errors name a node: by its name, or by what it writes."""
+    called = repr(node.name) if node.name else f"that writes {node.outputs[0].name!r}"
+    return f"node {called} ({node.op_type})"
 
 
 def parameter(parameters: Sequence[Parameter], index: int) -> Parameter | None:
