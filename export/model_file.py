@@ -17,6 +17,7 @@ from qvd_trt.export.graph.signature import read_signature
 from qvd_trt.export.graph.values import constant_array, nodes_by_name
 from qvd_trt.export.passes.insert_htdq import HTDQ_OP
 from qvd_trt.export.passes.normalize import Normalize
+from qvd_trt.export.passes.opset.decompose_attention import DecomposeAttention
 from qvd_trt.export.passes.prepare import Prepare
 from qvd_trt.export.plan.site_types import Layer
 
@@ -73,6 +74,8 @@ def view_model(
     """What is known of a normalized model; see :func:`open_model`. ``source`` is not changed."""
     prepared = source.clone()
     Prepare()(prepared)
+    # What is inside must be measured: its logits may be beyond fp16.
+    DecomposeAttention(strict=False)(prepared)
     layers, odd = find_layers(prepared.graph)
     _refuse_other_precision(prepared.graph, layers, path)
     _refuse_unsound_weights(prepared.graph, layers, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from qvd_trt.export.targets import TARGETS
@@ -80,6 +82,29 @@ def test_every_target_is_written(opset: int, target: str, tmp_path: Path, comman
     (actual,) = session.run(None, given)
     noise = np.square(actual - expected[0]).sum() / np.square(expected[0]).sum()
     assert noise < 0.03
+
+
+@pytest.mark.parametrize("gain", [1, 300])
+def test_products_beyond_fp16_are_measured_and_stay_float32(
+    gain: int, tmp_path: Path, command: Command
+) -> None:
+    path, calls = write(tmp_path, 23)
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name in ("to_q.weight", "to_k.weight"):
+            array = gain * numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
+    onnx.save(model, path)
+    output = tmp_path / "out.onnx"
+    command.done(path, "--target", "trt", "--calib", calls, "-o", output)
+    (softmax,) = (node for node in ir.load(output).graph if node.op_type == "Softmax")
+    logits = softmax.inputs[0]
+    assert logits is not None
+    listed = json.loads((tmp_path / "out.plan.json").read_text()).get("float32", [])
+    assert listed == ([] if gain == 1 else [logits.name])
+    assert logits.dtype == (ir.DataType.FLOAT16 if gain == 1 else ir.DataType.FLOAT)
+    command.done(path, "--target", "ort", "--dtype", "fp16", "--calib", calls, "-o", output)
+    assert "Attention" in {node.op_type for node in ir.load(output).graph}
 
 
 def test_what_has_no_older_equal_is_refused_by_name(tmp_path: Path, command: Command) -> None:

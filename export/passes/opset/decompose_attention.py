@@ -29,7 +29,15 @@ _MASK, _PAST_KEY, _PAST_VALUE, _LENGTHS = 3, 4, 5, 6
 
 
 class DecomposeAttention(ir.passes.InPlacePass):
-    """Write out every Attention node; the name of its output stays."""
+    """Write out every Attention node; the name of its output stays.
+
+    Args:
+        strict: Whether a node of a form that is not written out is an error; else it is left.
+    """
+
+    def __init__(self, *, strict: bool = True) -> None:
+        super().__init__()
+        self._strict = strict
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite.
@@ -46,7 +54,8 @@ class DecomposeAttention(ir.passes.InPlacePass):
             try:
                 decompose_attention(node, model.opset_imports[""])
             except UserError as error:
-                raise UserError(f"{describe(node)}: {error}") from error
+                if self._strict:
+                    raise UserError(f"{describe(node)}: {error}") from error
         return ir.passes.PassResult(model, bool(nodes))
 
 
@@ -63,7 +72,8 @@ def decompose_attention(node: ir.Node, opset: int) -> None:
     """
     del opset
     _refuse_rare_forms(node)
-    build = NodeBuilder(node)
+    # Names of tensors are the same in the file and in the prepared graph, where nodes get theirs.
+    build = NodeBuilder(node, node.outputs[0].name)
     heads = _read_heads(node)
     query, key, value = (
         _split_heads(build, node, index, count)
@@ -116,6 +126,13 @@ def _refuse_rare_forms(node: ir.Node) -> None:
     for side in ("left_window_size", "right_window_size"):
         if node.attributes.get_int(side, _UNBOUNDED) != _UNBOUNDED:
             raise UserError(f"{side} has no older equal; give attn_mask instead")
+
+    mask, key = optional_operand(node, _MASK), operand(node, 1)
+    if mask is None or optional_operand(node, _PAST_KEY) is not None:
+        return
+    columns, keys = extent_of(mask, -1), extent_of(key, rank_of(key) - 2)
+    if columns is not None and keys is not None and columns != keys:
+        raise UserError(f"attn_mask has {columns} columns for {keys} keys; give it one for each")
 
 
 def _read_heads(node: ir.Node) -> _Heads:
@@ -171,9 +188,6 @@ def _read_mask(build: NodeBuilder, node: ir.Node, query: ir.Value, key: ir.Value
     closing = () if causal is None else (_bias(build, causal, query),)
     if given is None:
         return _Mask(closing)
-    columns, keys = extent_of(given, -1), extent_of(key, 2)
-    if columns is not None and keys is not None and columns != keys:
-        raise UserError(f"attn_mask has {columns} columns for {keys} keys; give it one for each")
     is_bool = dtype_of(given) == ir.DataType.BOOL
     # Other numbers, such as the type's least, close no row: all its keys get the same weight.
     lowest = None if is_bool else build.constant("lowest", _scalar(-math.inf, query))

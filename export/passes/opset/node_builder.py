@@ -14,13 +14,16 @@ from qvd_trt.export.passes.edits import add_initializer
 class NodeBuilder:
     """Puts new nodes before one node and finally takes its place.
 
-    New nodes and constants are called ``<node>/<operator>_<count>`` and ``<node>/<name>``; after
-    its first output where the node has no name.
+    New nodes and constants are called ``<stem>/<operator>_<count>`` and ``<stem>/<name>``.
+
+    Args:
+        node: The node that is written out.
+        stem: How names begin; None takes the node's name, or that of its first output.
     """
 
-    def __init__(self, node: ir.Node) -> None:
+    def __init__(self, node: ir.Node, stem: str | None = None) -> None:
         self._node = node
-        self._stem = node.name or node.outputs[0].name
+        self._stem = stem or node.name or node.outputs[0].name
         self._count = 0
         graph = node.graph
         assert isinstance(graph, ir.Graph)

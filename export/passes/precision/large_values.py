@@ -38,7 +38,7 @@ def around_large(graph: ir.Graph, names: Set[str]) -> set[ir.Node]:
     mapped = _mapped_activations(graph)
     large = {value for value in graph.inputs if value.name in names}
     large |= {output for node in graph for output in node.outputs if output.name in names}
-    _add_what_becomes(graph, large)
+    _add_before_bias(graph, large)
     found: set[ir.Node] = set()
     for node in graph:
         reads = any(value in large for value in node.inputs if value is not None)
@@ -51,17 +51,10 @@ def around_large(graph: ir.Graph, names: Set[str]) -> set[ir.Node]:
     return found
 
 
-def _add_what_becomes(graph: ir.Graph, large: set[ir.Value]) -> None:
-    """Add what a bias makes large values of, perhaps one that the plan put there, or layout.
-
-    A layout operator only writes a measured tensor at the end of an Attention that is written out.
-    """
+def _add_before_bias(graph: ir.Graph, large: set[ir.Value]) -> None:
+    """Add what only a constant is added to: a bias, perhaps one that the plan put there."""
     for node in reversed(list(graph)):
-        if node.outputs[0] not in large:
-            continue
-        if node.op_type in LAYOUT and node.inputs[0] is not None:
-            large.add(node.inputs[0])
-        if node.op_type not in ("Add", "Sub"):
+        if node.op_type not in ("Add", "Sub") or node.outputs[0] not in large:
             continue
         computed = [v for v in node.inputs if v is not None and not _is_constant(v)]
         if len(computed) == 1 and len(computed[0].uses()) == 1:
