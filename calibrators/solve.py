@@ -56,7 +56,8 @@ class SolveOptions:
     Attributes:
         bits: Widths.
         algorithm: How dense sites are solved.
-        temporal_quantizer: A name in ``CODEBOOKS``, ``float``, or None for the algorithm's own.
+        temporal_quantizer: A name in ``CODEBOOKS`` for all temporal sites, ``float``, or None for
+            the algorithm's own, where it holds for trajectories left out.
         min_sqnr: Layers whose output falls below this SQNR (dB) on calibration rows stay float.
         shift_padded: Whether SCRI may shift in front of a zero-padded convolution.
     """
@@ -173,7 +174,7 @@ def _float_feature(
     """Why a temporal site gets no codebook, or None."""
     if options.codebook == TEMPORAL_FLOAT or options.bits.activation == FLOAT_BITS:
         return "temporal site, kept float"
-    if site.tensor in sites.strict_temporal:
+    if site.tensor in sites.strict_temporal or options.temporal_quantizer is not None:
         return None
     holds = holds_elsewhere(_feature(site, stats), options.bits, options.codebook)
     if holds is None:

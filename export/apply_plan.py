@@ -15,10 +15,11 @@ from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.passes.fold_scri import FoldScri
 from qvd_trt.export.passes.insert_htdq import DefineHtdq, InsertHtdq
 from qvd_trt.export.passes.insert_qdq import InsertQdq
+from qvd_trt.export.passes.opset.decompose_attention import DecomposeAttention
 from qvd_trt.export.passes.opset.lower_opset import LowerOpset
 from qvd_trt.export.passes.opset.raise_opset import RaiseOpset
-from qvd_trt.export.passes.opset.schema import HIGHEST, LOWEST
 from qvd_trt.export.passes.precision.lower_precision import LowerPrecision
+from qvd_trt.export.passes.prepare import Prepare
 from qvd_trt.export.passes.tensorrt8 import tensorrt8_passes
 from qvd_trt.export.plan.quant_plan import W8A8, QuantPlan
 from qvd_trt.export.targets import (
@@ -79,12 +80,13 @@ def apply_plan(model: FloatModel, plan: QuantPlan, options: ApplyOptions) -> ir.
     check_plan(model, plan)
     target = options.target
     scale_type = target.scale_type(options.dtype)
-    emitted = model.prepared.clone()
+    emitted = _start(model, target)
     opset = emitted.opset_imports[""]
-    _check_opset(opset, options)
     passes: list[ir.passes.InPlacePass] = []
     if opset < target.min_opset(options.dtype):
         passes.append(RaiseOpset(target.min_opset(options.dtype)))
+    if not target.keeps_attention:
+        passes.append(DecomposeAttention())  # refuses the forms that opening the model left
     passes += [
         FoldScri(plan.dense, model.layers),
         InsertHtdq(plan.temporal),
@@ -196,13 +198,14 @@ def _refuse_foreign_operators(model: FloatModel, target: TargetProfile) -> None:
             )
 
 
-def _check_opset(opset: int, options: ApplyOptions) -> None:
-    lowest = min(LOWEST, options.target.min_opset(options.dtype))
-    if not lowest <= opset <= HIGHEST:
-        raise UserError(
-            f"the model has opset {opset}, target {options.target.name} can be written from "
-            f"{lowest} to {HIGHEST}; export it again with one of those"
-        )
+def _start(model: FloatModel, target: TargetProfile) -> ir.Model:
+    """The prepared graph, with Attention nodes as they came where the target keeps them."""
+    nodes = ir.traversal.RecursiveGraphIterator(model.source.graph)
+    if target.keeps_attention and any(node.op_type == "Attention" for node in nodes):
+        emitted = model.source.clone()
+        Prepare()(emitted)
+        return emitted
+    return model.prepared.clone()
 
 
 def _metadata(plan: QuantPlan, options: ApplyOptions) -> dict[str, str]:

@@ -17,6 +17,7 @@ from qvd_trt.export.graph.signature import read_signature
 from qvd_trt.export.graph.values import constant_array, nodes_by_name
 from qvd_trt.export.passes.insert_htdq import HTDQ_OP
 from qvd_trt.export.passes.normalize import Normalize
+from qvd_trt.export.passes.opset.decompose_attention import DecomposeAttention
 from qvd_trt.export.passes.prepare import Prepare
 from qvd_trt.export.plan.site_types import Layer
 
@@ -58,10 +59,7 @@ def open_model(
     _refuse_quantized(source, path)
     files = model_files(path, source)
     _follow_cache_links(source, path)
-    try:
-        Normalize()(source)
-    except ir.passes.PassError as error:
-        raise _true_cause(error, path) from error
+    normalize(source, path)
     return view_model(source, path, files, timestep_input, latent_input, prediction_output)
 
 
@@ -76,6 +74,8 @@ def view_model(
     """What is known of a normalized model; see :func:`open_model`. ``source`` is not changed."""
     prepared = source.clone()
     Prepare()(prepared)
+    # What is inside must be measured: its logits may be beyond fp16.
+    DecomposeAttention(strict=False)(prepared)
     layers, odd = find_layers(prepared.graph)
     _refuse_other_precision(prepared.graph, layers, path)
     _refuse_unsound_weights(prepared.graph, layers, path)
@@ -120,6 +120,23 @@ def load_model(path: Path) -> ir.Model:
                 "copy it again, or export again"
             )
     return model
+
+
+def normalize(model: ir.Model, path: Path) -> None:
+    """Bring a loaded model into the one form that the passes read, in place.
+
+    Args:
+        model: The model.
+        path: What errors call it.
+
+    Raises:
+        UserError: its opset is not read, or it cannot be brought in order; see
+            :class:`~qvd_trt.export.passes.normalize.Normalize`.
+    """
+    try:
+        Normalize()(model)
+    except ir.passes.PassError as error:
+        raise _true_cause(error, path) from error
 
 
 def model_files(path: Path, model: ir.Model) -> tuple[Path, ...]:

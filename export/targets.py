@@ -73,6 +73,8 @@ class TargetProfile:
             default.
         shifts_padded: Whether plans solved for it may shift in front of a zero-padded convolution.
             A given plan is applied as it is.
+        keeps_attention: Whether Attention nodes may stay. TensorRT-RTX builds them in fp16 alone,
+            and not every form; written out, those become the same kernel.
         foreign_operators: Whether operators of ONNX Runtime's own domains may stay.
         spares_tensorrt8: Whether to leave out what TensorRT 8.6 misreads or cannot build
             (docs/tensorrt8.md).
@@ -88,6 +90,7 @@ class TargetProfile:
     code_type: CodeType = CodeType.INT8
     negative_axis: bool = False
     shifts_padded: bool = True
+    keeps_attention: bool = False
     foreign_operators: bool = False
     spares_tensorrt8: bool = False
 
@@ -130,7 +133,7 @@ TARGETS: dict[str, TargetProfile] = {
         ),
         TargetProfile(
             name="trt8",
-            base_opset=13,
+            base_opset=17,
             max_opset=17,
             float_types=(FloatType.FP32,),
             low_precision_scales=False,
@@ -148,6 +151,7 @@ TARGETS: dict[str, TargetProfile] = {
             weight_form=WeightForm.CODES,
             code_type=CodeType.UINT8,
             negative_axis=True,
+            keeps_attention=True,
             foreign_operators=True,
             htdq_forms=(HtdqForm.FUNCTION, HtdqForm.INLINE),
         ),

@@ -33,6 +33,7 @@ from qvd_trt.export.passes.add_probes import (
     ProbeWriter,
     SiteProbes,
 )
+from qvd_trt.export.passes.opset.decompose_attention import DecomposeAttention
 from qvd_trt.export.passes.precision.measured_tensors import measured_tensors
 from qvd_trt.export.plan.site_types import GraphSites, Site
 
@@ -85,6 +86,7 @@ class StatisticsCollector:
         self._model_hash = model.digest
         self._limits = {site.key: row_limit(site) if rows else 0 for site in sites.dense}
         probed = model.source.clone()
+        DecomposeAttention(strict=False)(probed)  # as in the prepared graph: to measure inside
         self._prediction = model.signature.output.name
         writer = ProbeWriter(probed)
         if rows:

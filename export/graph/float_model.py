@@ -28,8 +28,8 @@ class FloatModel:
         files: It, and the files of its external data.
         source: The model as the file has it, in the form that ``Normalize`` gives, which ONNX
             Runtime runs. External weights stay on disk until they are read.
-        prepared: The same function with named nodes and weights that are plain initializers,
-            which passes start from. Names of tensors are those of the file.
+        prepared: The same function with named nodes, Attention written out, and weights that are
+            plain initializers, which passes start from. Names of tensors are those of the file.
         signature: Its interface.
         layers: Every Conv, Gemm and MatMul with a constant weight that can be quantized, by the
             node's name, in topological order.

@@ -138,7 +138,8 @@ def read_signature(
     ``prediction`` override the search.
 
     Raises:
-        UserError: a name is no input, or nothing like a timestep or a latent is found.
+        UserError: a name is no input, nothing like a timestep or a latent is found, or one of the
+            tensors is bfloat16, which no array of ONNX Runtime holds.
     """
     inputs = tuple(_spec(value) for value in graph.inputs if not value.is_initializer())
     if not inputs or not graph.outputs:
@@ -151,7 +152,14 @@ def read_signature(
             "--timestep-input or --latent-input"
         )
     rank = next(len(spec.shape) for spec in inputs if spec.name == latent)
-    return ModelSignature(inputs, _find_prediction(graph, rank, prediction), timestep, latent)
+    output = _find_prediction(graph, rank, prediction)
+    for spec in (*inputs, output):
+        if spec.dtype == "bfloat16":
+            raise UserError(
+                f"the model's input or output {spec.name!r} is bfloat16, which ONNX Runtime takes "
+                "from no array; export the model with float32 inputs and outputs"
+            )
+    return ModelSignature(inputs, output, timestep, latent)
 
 
 def _find_prediction(graph: ir.Graph, rank: int, chosen: str | None) -> TensorSpec:

@@ -12,9 +12,14 @@ from onnx_ir.passes.common import (
 
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.values import named_extents
+from qvd_trt.export.passes.opset.lower_opset import LowerOpset
 
 LOWEST_OPSET, HIGHEST_OPSET = 13, 25
 """Opsets of the default domain that are read; what a target writes may be narrower."""
+
+LAST_OPSET = 23
+"""The highest that is left as it is: no target writes a newer one, and ONNX Runtime lacks kernels
+of 25."""
 
 _DEFAULT_DOMAIN, _ITS_OTHER_NAME = "", "ai.onnx"
 
@@ -23,14 +28,16 @@ class Normalize(ir.passes.InPlacePass):
     """Sort the nodes, inline local functions, name the default domain and all dimensions one way.
 
     Initializers that are listed as inputs become weights, at the value they hold. Types and shapes
-    are inferred where the file states none. Names of tensors stay.
+    are inferred where the file states none. Opsets 24 and 25 are lowered to 23. Names of tensors
+    stay.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite.
 
         Raises:
-            UserError: the default domain is imported twice, or its opset is not 13 to 25.
+            UserError: the default domain is imported twice, its opset is not 13 to 25, or a node
+                of 24 or 25 has no older equal.
         """
         _name_default_domain(model)
         opset = model.opset_imports.get(_DEFAULT_DOMAIN)
@@ -44,8 +51,10 @@ class Normalize(ir.passes.InPlacePass):
         if model.functions:
             InlinePass()(model)
         _name_dimensions(model.graph)
-        if _lacks_types(model.graph):
-            ShapeInferencePass(data_prop=True)(model)
+        _infer_missing_types(model)
+        if opset > LAST_OPSET:
+            LowerOpset(LAST_OPSET)(model)
+            _infer_missing_types(model)
         return ir.passes.PassResult(model, True)
 
 
@@ -72,6 +81,22 @@ def _name_dimensions(graph: ir.Graph) -> None:
     for value in (*graph.inputs, *graph.outputs):
         if value.shape is not None:
             value.shape = ir.Shape(named_extents(value))
+
+
+def _infer_missing_types(model: ir.Model) -> None:
+    if not _lacks_types(model.graph):
+        return
+    # ONNX infers nothing of a GroupNormalization; of an InstanceNormalization, what it reads.
+    norms = [
+        node
+        for node in ir.traversal.RecursiveGraphIterator(model.graph)
+        if node.op_type == "GroupNormalization" and not node.domain
+    ]
+    for node in norms:
+        node.op_type = "InstanceNormalization"
+    ShapeInferencePass(data_prop=True)(model)
+    for node in norms:
+        node.op_type = "GroupNormalization"
 
 
 def _lacks_types(graph: ir.Graph) -> bool:

@@ -9,7 +9,6 @@ from qvd_trt.export.arrays import Float32Array
 from qvd_trt.export.graph.values import constant_array, stored_value
 from qvd_trt.export.passes.edits import add_initializer, replace_constant
 
-_FIRST_WITH_LAYER_NORM = 17
 _LAST_EXTENT = (("start", 2), ("end", 3), ("axis", 0))
 _TO_THE_LAST = np.iinfo(np.int64).max
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -101,13 +100,11 @@ class NormalizeWithoutPlugin(ir.passes.InPlacePass):
 
     TensorRT 8.6's parser makes it a plugin that needs cuDNN; LayerNormalization over the last axis
     is the same function and a layer of its own. Its scale must have L elements, which only the
-    running graph knows, so it is expanded from a one. Below opset 17 there is no
-    LayerNormalization, and the graph is left alone.
+    running graph knows, so it is expanded from a one. The graph has opset 17, the first with that
+    operator.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        if model.opset_imports.get("", 0) < _FIRST_WITH_LAYER_NORM:
-            return ir.passes.PassResult(model, False)
         found = [node for node in model.graph if _is_group_norm(node)]
         for node in found:
             _as_layer_norm(model.graph, node)

@@ -27,7 +27,7 @@ class GraphBuilder:
 
     def __init__(self, seed: int = 0, opset: int = 20) -> None:
         self.rng = np.random.default_rng(seed)
-        self._opset = opset
+        self.opset = opset
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._constants: dict[str, AnyArray] = {}
@@ -138,7 +138,7 @@ class GraphBuilder:
             [numpy_helper.from_array(array, name) for name, array in self._constants.items()],
             value_info=self._declared,
         )
-        opset = helper.make_opsetid("", self._opset)
+        opset = helper.make_opsetid("", self.opset)
         return helper.make_model(graph, opset_imports=[opset], ir_version=10)
 
 

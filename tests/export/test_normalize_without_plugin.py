@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qvd_trt.export.passes.opset.lower_opset import LowerOpset
 from qvd_trt.export.passes.tensorrt8 import NormalizeWithoutPlugin
 from tests.export.lower_graphs import graph, ops, run_in_onnx_runtime
 
@@ -37,6 +38,26 @@ def test_others_are_left_alone(shape: str, constants: str) -> None:
     assert not NormalizeWithoutPlugin()(model).modified
 
 
-def test_an_opset_without_layer_normalization_is_left_alone() -> None:
-    model = graph(NORM, "float[n,3,l] x", "float[n,3,l] y", f"{ONES}, {ZEROS}", opset=16)
-    assert not NormalizeWithoutPlugin()(model).modified
+@pytest.mark.parametrize(("opset", "extent"), [(18, 3), (20, 3), (21, 6), (23, 6)])
+def test_group_normalization_gets_there_too(opset: int, extent: int) -> None:
+    """Scale and bias are per group until opset 20, then per channel."""
+    rng = np.random.default_rng(opset)
+    scale, bias = rng.normal(1, 1, extent), rng.normal(0, 1, extent)
+    listed = [", ".join(f"{number:.3f}" for number in values) for values in (scale, bias)]
+    model = graph(
+        "y = GroupNormalization<num_groups = 3, epsilon = 0.1>(x, s, b)",
+        "float[n,6,h,w] x",
+        "float[n,6,h,w] y",
+        f"float[{extent}] s = {{{listed[0]}}}, float[{extent}] b = {{{listed[1]}}}",
+        opset=opset,
+    )
+    LowerOpset(17)(model)
+    assert NormalizeWithoutPlugin()(model).modified
+    assert "InstanceNormalization" not in ops(model)
+    x = rng.normal(3, 2, (2, 6, 4, 5)).astype(np.float32)
+    rows = x.reshape(2, 3, -1).astype(np.float64)
+    normal = (rows - rows.mean(-1, keepdims=True)) / np.sqrt(rows.var(-1, keepdims=True) + 0.1)
+    per_channel = [np.repeat(v, 6 // extent).reshape(6, 1, 1) for v in (scale, bias)]
+    expected = normal.reshape(x.shape) * per_channel[0] + per_channel[1]
+    (actual,) = run_in_onnx_runtime(model, {"x": x})
+    np.testing.assert_allclose(actual, expected, atol=5e-3)

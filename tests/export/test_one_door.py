@@ -276,8 +276,48 @@ def test_old_opsets_reach_tensorrt8(opset: int, tmp_path: Path) -> None:
     assert all(score.sqnr > 20 for score in measure(model, plan, stats.held_out))
     path = tmp_path / "out.onnx"
     save_model(apply_plan(model, plan, ApplyOptions(TARGETS["trt8"])), path)
-    assert ir.load(path).opset_imports[""] == opset
+    assert ir.load(path).opset_imports[""] == 17
     assert np.isfinite(output(path, feeds())).all()
+
+
+def test_old_group_norms_need_no_plugin(tmp_path: Path) -> None:
+    """TensorRT 8.6 builds an InstanceNormalization with a plugin; opset 13 has nothing else."""
+
+    def normal(net: GraphBuilder, x: str) -> str:
+        x = net.op("Transpose", x, name="channels_first", perm=[0, 2, 1])
+        x = net.group_norm(x, WIDTH, 8, ["b", WIDTH, "n"], "norm")
+        x = net.conv(x, WIDTH, WIDTH, (3,), "window", pads=[1, 1])
+        return net.op("Transpose", x, name="channels_last", perm=[0, 2, 1])
+
+    model = open_model(written(denoiser(13, normal), tmp_path))
+    _, _, plan = calibrated(model, [feeds(seed) for seed in range(6)])
+    path = tmp_path / "out.onnx"
+    save_model(apply_plan(model, plan, ApplyOptions(TARGETS["trt8"])), path)
+    operators = {node.op_type for node in ir.load(path).graph}
+    assert "LayerNormalization" in operators
+    assert "InstanceNormalization" not in operators
+    expected = output(model.path, feeds(9))
+    noise = np.square(output(path, feeds(9)) - expected).sum()
+    assert noise < 0.01 * np.square(expected).sum()
+
+
+def test_shapes_behind_a_group_normalization_are_inferred(tmp_path: Path) -> None:
+    def two_norms(net: GraphBuilder, x: str) -> str:
+        x = net.op("Transpose", x, name="channels_first", perm=[0, 2, 1])
+        for name in ("norm_1", "norm_2"):
+            affine = [net.weight(f"{name}.{part}", WIDTH, mean=1.0) for part in ("scale", "bias")]
+            x = net.op("GroupNormalization", x, *affine, name=name, num_groups=8)
+            net.declare(x, ["b", WIDTH, "n"])
+            x = net.conv(x, WIDTH, WIDTH, (3,), f"{name}_window", pads=[1, 1])
+        return net.op("Transpose", x, name="channels_last", perm=[0, 2, 1])
+
+    graph = FORMS["without_value_infos"](denoiser(21, two_norms))
+    model = open_model(written(graph, tmp_path))
+    norms = [node for node in model.graph if node.op_type == "GroupNormalization"]
+    assert len(norms) == 2
+    shapes = [node.outputs[0].shape for node in norms]
+    assert all(shape is not None and shape[1] == WIDTH for shape in shapes)
+    check_target(model, ApplyOptions(TARGETS["trt8"]))
 
 
 def test_an_empty_condition_gives_no_ranges_and_no_error(tmp_path: Path) -> None:

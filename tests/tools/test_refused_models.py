@@ -62,6 +62,27 @@ def test_quantized_model(command: Command) -> None:
     assert "give the float model" in line
 
 
+def with_latent_of(kind: int) -> onnx.ModelProto:
+    """The small UNet, which casts its latent to float32 first."""
+    model = small_unet()
+    latent = next(value for value in model.graph.input if value.name == "sample")
+    latent.type.tensor_type.elem_type = kind
+    for node in model.graph.node:
+        node.input[:] = ["sample/float32" if name == "sample" else name for name in node.input]
+    cast = helper.make_node("Cast", ["sample"], ["sample/float32"], to=onnx.TensorProto.FLOAT)
+    model.graph.node.insert(0, cast)
+    return model
+
+
+def test_a_latent_in_bfloat16(command: Command) -> None:
+    onnx.save(with_latent_of(onnx.TensorProto.BFLOAT16), command.folder / "b.onnx")
+    line = command.refused("b.onnx", *FAST)
+    assert "input or output 'sample' is bfloat16" in line
+    assert "float32 inputs and outputs" in line
+    onnx.save(with_latent_of(onnx.TensorProto.FLOAT16), command.folder / "h.onnx")
+    command.done("h.onnx", *FAST)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 @pytest.mark.parametrize("in_nodes", [False, True], ids=["initializers", "Constant nodes"])
 def test_other_precision(command: Command, dtype: type[np.floating], in_nodes: bool) -> None:

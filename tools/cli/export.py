@@ -105,7 +105,7 @@ def _add_quantization(parser: argparse.ArgumentParser) -> None:
         "--temporal",
         metavar="NAME",
         help=f"codebook of the temporal sites: {', '.join(CODEBOOKS)}, or {TEMPORAL_FLOAT} "
-        "(default: the algorithm's own)",
+        "(default: the algorithm's own, where it holds for trajectories left out)",
     )
     group.add_argument(
         "--keep",

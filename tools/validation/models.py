@@ -14,9 +14,10 @@ from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
 from qvd_trt.export.arrays import Float32Array
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.signature import ModelSignature, read_signature
-from qvd_trt.export.model_file import load_model, model_files, save_model
+from qvd_trt.export.model_file import load_model, model_files, normalize, save_model
 from qvd_trt.export.ort_session import open_session, run_session
 from qvd_trt.export.passes.emulate_low_precision import is_low_precision
+from qvd_trt.export.passes.normalize import LAST_OPSET
 from qvd_trt.export.passes.precision.lower_precision import LowerPrecision
 from qvd_trt.export.passes.prepare import Prepare
 from qvd_trt.tools.emulated_session import can_emulate, open_emulated
@@ -226,7 +227,7 @@ def open_models(request: ValidationRequest, stack: ExitStack) -> ModelSet:
     if can_emulate(qdq_model):
         emulation = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qvd-")))
     models: dict[str, Denoise] = {
-        FLOAT: OrtModel(request.float_model, signature, providers),
+        FLOAT: OrtModel(_runnable(float_model, request.float_model, stack), signature, providers),
         QDQ: OrtModel(request.qdq_model, qdq_signature, providers, emulation),
     }
     files = {FLOAT: str(request.float_model), QDQ: str(request.qdq_model)}
@@ -242,6 +243,8 @@ def open_models(request: ValidationRequest, stack: ExitStack) -> ModelSet:
     else:
         skipped[IMPLEMENTATION.name] = skipped[TOTAL.name] = "no engine was given"
     if request.float_engine is not None:
+        # Not the QDQ model: inlined, its HTDQ functions would be lowered otherwise than as written.
+        normalize(float_model, request.float_model)
         models[FLOAT_FP16] = _open_lowered(float_model, signature, "float", request, stack)
         models[FLOAT_ENGINE] = _open_engine(request, request.float_engine, signature, stack)
         files[FLOAT_ENGINE] = str(request.float_engine)
@@ -257,6 +260,17 @@ def open_models(request: ValidationRequest, stack: ExitStack) -> ModelSet:
         models[QDQ_FP16] = _open_lowered(qdq_model, qdq_signature, "qdq", request, stack)
     warnings = () if emulation is not None else (_NOT_EMULATED.format(request.qdq_model),)
     return ModelSet(signature, models, files, skipped, recorded, warnings)
+
+
+def _runnable(model: ir.Model, path: Path, stack: ExitStack) -> Path:
+    """The float file; of opsets that ONNX Runtime lacks kernels of, what the export reads."""
+    if max(model.opset_imports.get(domain, 0) for domain in ("", "ai.onnx")) <= LAST_OPSET:
+        return path
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qvd-")))
+    read = model.clone()
+    normalize(read, path)
+    save_model(read, folder / path.name)
+    return folder / path.name
 
 
 def _open_engine(

@@ -11,6 +11,7 @@ from qvd_trt.export.passes.opset.schema import (
     LOWEST,
     check_node,
     describe,
+    drop_new_defaults,
     least_ir_version,
 )
 
@@ -18,13 +19,14 @@ from qvd_trt.export.passes.opset.schema import (
 class LowerOpset(ir.passes.InPlacePass):
     """Rewrite a graph so that it means the same at a lower opset of the default domain.
 
-    Operators that changed between both opsets are rewritten (``RULES``), everything else is checked
-    against the schemas of the target: a node that is not certain to mean the same is an error.
+    Operators that changed between both opsets are rewritten (``RULES``), attributes that the target
+    lacks are dropped where they say what their absence says, and everything is checked against the
+    schemas of the target: a node that is not certain to mean the same is an error.
     Nodes of other domains are left alone. The IR version drops to the one that belongs to the
     target. Names of nodes and tensors stay; new ones start with the name of the node they replace.
 
     Args:
-        target: The opset wanted, 17 to 22. A graph that is there already is left alone.
+        target: The opset wanted, 17 to 24. A graph that is there already is left alone.
     """
 
     def __init__(self, target: int = 17) -> None:
@@ -58,6 +60,7 @@ class LowerOpset(ir.passes.InPlacePass):
         for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
             self._rewrite(node, source)
         for node in ir.traversal.RecursiveGraphIterator(model.graph):
+            drop_new_defaults(node, source, self._target)
             check_node(node, source, self._target)
         model.opset_imports[""] = self._target
         model.ir_version = min(model.ir_version, least_ir_version(self._target))

@@ -12,14 +12,14 @@ from onnx_ir.passes.common import InlinePass
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.passes.edits import add_initializer
 from qvd_trt.export.passes.opset.schema import (
-    HIGHEST,
-    LOWEST,
     check_node,
     describe,
     least_ir_version,
 )
 
-_FIRST_OF_CONVERTER = 18
+_LOWEST = 13
+_FIRST_OF_CONVERTER, _LAST_OF_CONVERTER = 18, 23
+_NEW_ROI_ALIGN = 16
 _NEW_GROUP_NORM = 21
 
 
@@ -27,24 +27,25 @@ class RaiseOpset(ir.passes.InPlacePass):
     """Rewrite a graph so that it means the same at a higher opset of the default domain.
 
     From 18 on by onnxscript's version converter, which knows nothing older; GroupNormalization is
-    rewritten here. Names stay; model-local functions are inlined.
+    rewritten here. From 13 to 17 operators got more types, and attributes whose defaults say what
+    they did before, but for RoiAlign. Names stay; model-local functions are inlined.
 
     Args:
-        target: The opset wanted, 18 to 23. A graph that is there already is left alone.
+        target: The opset wanted, 14 to 23. A graph that is there already is left alone.
     """
 
     def __init__(self, target: int) -> None:
         super().__init__()
-        if not LOWEST < target <= HIGHEST:
-            raise ValueError(f"target opset {target} is not {LOWEST + 1} to {HIGHEST}")
+        if not _LOWEST < target <= _LAST_OF_CONVERTER:
+            raise ValueError(f"target opset {target} is not {_LOWEST + 1} to {_LAST_OF_CONVERTER}")
         self._target = target
 
     def requires(self, model: ir.Model) -> None:
         """Check that the opset is one whose changes are known."""
         source = model.opset_imports.get("")
-        if source is None or source < LOWEST:
+        if source is None or source < _LOWEST:
             raise ir.passes.PreconditionError(
-                f"the model has opset {source}; rewrites are known from {LOWEST}"
+                f"the model has opset {source}; rewrites are known from {_LOWEST}"
             )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -57,12 +58,15 @@ class RaiseOpset(ir.passes.InPlacePass):
         if source >= self._target:
             return ir.passes.PassResult(model, False)
         InlinePass()(model)
-        if source < _FIRST_OF_CONVERTER:
-            for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
-                rewrite = _CHANGES_OF_18.get(node.op_type)
-                if not node.domain and rewrite is not None:
-                    rewrite(node)
-            model.opset_imports[""] = _FIRST_OF_CONVERTER
+        changes: dict[str, Callable[[ir.Node], None]] = {}
+        if source < _NEW_ROI_ALIGN <= self._target:
+            changes["RoiAlign"] = _state_roi_mode
+        if source < _FIRST_OF_CONVERTER <= self._target:
+            changes.update(_CHANGES_OF_18)
+        for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+            if not node.domain and node.op_type in changes:
+                changes[node.op_type](node)
+        model.opset_imports[""] = max(source, min(self._target, _FIRST_OF_CONVERTER))
         if source < _NEW_GROUP_NORM <= self._target:
             for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
                 if node.op_type == "GroupNormalization" and not node.domain:
@@ -98,6 +102,12 @@ def _split(node: ir.Node) -> None:
     """Write down the number of equal parts."""
     if len(node.inputs) < 2 or node.inputs[1] is None:
         node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(node.outputs))
+
+
+def _state_roi_mode(node: ir.Node) -> None:
+    """Write down what opset 16 made a choice of, with another default."""
+    name = "coordinate_transformation_mode"
+    node.attributes[name] = ir.AttrString(name, "output_half_pixel")
 
 
 def _spread_group_norm(node: ir.Node) -> None:

@@ -13,8 +13,8 @@ Schema = onnx.defs.OpSchema
 Parameter = onnx.defs.OpSchema.FormalParameter
 Dtypes = Mapping[ir.Value, ir.DataType]
 
-LOWEST, HIGHEST = 17, 23
-"""Opsets between which a graph can be rewritten."""
+LOWEST, HIGHEST = 17, 25
+"""Opsets between which a graph can be lowered."""
 
 DTYPE_ATTRIBUTES = {
     "Cast": "to",
@@ -58,8 +58,9 @@ def schema_of(node: ir.Node, opset: int) -> Schema | None:
 
 
 def describe(node: ir.Node) -> str:
-    """How errors name a node."""
-    return f"node {node.name!r} ({node.op_type})"
+    """How errors name a node: by its name, or by what it writes."""
+    called = repr(node.name) if node.name else f"that writes {node.outputs[0].name!r}"
+    return f"node {called} ({node.op_type})"
 
 
 def parameter(parameters: Sequence[Parameter], index: int) -> Parameter | None:
@@ -133,6 +134,22 @@ def check_node(node: ir.Node, source: int, target: int) -> None:
                     f"{where}: {value.name!r} is {dtype.name}, "
                     f"which opset {target} does not take there"
                 )
+
+
+def drop_new_defaults(node: ir.Node, source: int, target: int) -> None:
+    """Drop attributes that opset ``target`` lacks and that are at the default of ``source``.
+
+    A new attribute's default is what the operator did before.
+    """
+    new, old = schema_of(node, source), schema_of(node, target)
+    if new is None or old is None:
+        return
+    for name in set(node.attributes) & set(new.attributes) - set(old.attributes):
+        default = new.attributes[name].default_value
+        if default.type:
+            unchanged = ir.serde.deserialize_attribute(default).value
+            if node.attributes[name].value == unchanged:
+                node.attributes.pop(name)
 
 
 def least_ir_version(opset: int) -> int:

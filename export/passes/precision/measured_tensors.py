@@ -22,6 +22,7 @@ _GROWING = frozenset(
     (
         *("Add", "Sub", "Mul", "Div", "Sum", "Pow", "Exp", "CumSum", "Reciprocal", "Einsum"),
         *("MatMul", "Gemm", "Conv", "ConvTranspose", "ReduceSum", "ReduceSumSquare", "ReduceProd"),
+        "Attention",
     )
 )
 """Operators whose result can be far larger, or smaller, than what they read. All others hand values
