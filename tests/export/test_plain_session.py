@@ -77,7 +77,7 @@ def sqnr(reference: Array, output: Array) -> float:
 
 
 def assert_computes_the_file(found: Plain, feeds: Mapping[str, Array]) -> None:
-    """Another order of addition moves a code that is a tie, and what follows from it; most agree."""
+    """Another order of addition moves a code that is a tie and what follows; most agree."""
     expected = found.faithful(feeds)
     misses = np.abs(expected - found.output) / expected.std()
     assert np.median(misses) < 1e-4

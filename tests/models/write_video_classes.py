@@ -1,6 +1,6 @@
 """Files of tiny video denoisers, for the benchmarks.
 
-python -m tests.models.write_video_classes FOLDER NAME...    # names as in tests.models.video_classes
+python -m tests.models.write_video_classes FOLDER NAME...    # NAME of tests.models.video_classes
 """
 
 from __future__ import annotations
