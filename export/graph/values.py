@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 import onnx_ir as ir
 
@@ -84,6 +84,25 @@ def input_dependence(graph: ir.Graph) -> dict[ir.Value, frozenset[str]]:
         for output in node.outputs:
             dependence[output] = merged
     return dependence
+
+
+def bodies(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Graph]]:
+    """Every body inside the graph and the node that it belongs to; outer ones come first."""
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                body = attribute.as_graph()
+                yield node, body
+                yield from bodies(body)
+
+
+def readers(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
+    """For every tensor, the nodes of the graph that read it, themselves or in their bodies."""
+    found: dict[ir.Value, list[ir.Node]] = {}
+    for node in graph:
+        for value in dict.fromkeys(all_inputs(node)):
+            found.setdefault(value, []).append(node)
+    return found
 
 
 def has_subgraph(node: ir.Node) -> bool:
