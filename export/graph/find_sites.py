@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
@@ -12,6 +12,7 @@ from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.find_layers import module_path
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.graph.temporal_path import TemporalPath, find_temporal_path
+from qvd_trt.export.graph.values import all_inputs, readers
 from qvd_trt.export.plan.site_types import (
     MIN_CHANNELS,
     GraphSites,
@@ -128,9 +129,20 @@ def _end_layers(model: FloatModel) -> dict[str, str]:
     signature, graph = model.signature, model.graph
     latent = next(value for value in graph.inputs if value.name == signature.latent)
     prediction = next(value for value in graph.outputs if value.name == signature.output.name)
+    reading = readers(graph)
+
+    def after(node: ir.Node) -> Iterator[ir.Node]:
+        for output in node.outputs:
+            yield from reading.get(output, ())
+
+    def before(node: ir.Node) -> Iterator[ir.Node]:
+        for value in all_inputs(node):
+            if (writer := value.producer()) is not None:
+                yield writer
+
     writer = prediction.producer()
-    first = _nearest_layers(model, latent.consumers(), ir.Node.successors)
-    last = _nearest_layers(model, () if writer is None else (writer,), ir.Node.predecessors)
+    first = _nearest_layers(model, reading.get(latent, ()), after)
+    last = _nearest_layers(model, () if writer is None else (writer,), before)
     return dict.fromkeys(first, "first layer") | dict.fromkeys(last, "last layer")
 
 

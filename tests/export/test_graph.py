@@ -98,6 +98,39 @@ class TestLayers:
         assert layers == []
         assert "transA, alpha or beta" in kept[0].reason
 
+    @pytest.mark.parametrize(
+        ("op", "shapes", "attributes", "macs"),
+        [
+            ("MatMul", ["w", (5, 40), "x", (40, 8)], {}, 40),
+            ("MatMul", ["w", (40,), "x", (40, 8)], {}, 40),
+            ("MatMul", ["x", (8, 40), "w", (40,)], {}, 40),
+            ("MatMul", ["x", (3, 8, 40), "w", (3, 40, 5)], {}, 40),
+            ("Gemm", ["w", (5, 40), "x", (40, 8)], {}, 40),
+            ("Gemm", ["w", (5, 40), "x", (5, 8)], {"transA": 1}, 5),
+            ("Gemm", ["x", (40, 8), "w", (40, 5)], {"transA": 1}, 40),
+            ("Gemm", ["x", (8, 40), "w", (5, 40)], {"transB": 1, "alpha": 2.0}, 40),
+            ("Einsum", ["x", (2, 8, 6), "w", (6, 4, 10)], {"equation": "bsk,khd->bhsd"}, 6),
+            ("Einsum", ["w", (4, 10, 6), "x", (2, 8, 4, 10)], {"equation": "hdm,bshd->bsm"}, 40),
+            ("Einsum", ["x", (2, 8, 6), "w", (3, 6)], {"equation": "...k,nk->n..."}, 6),
+            ("Einsum", ["x", (8, 6), "w", (6, 3)], {"equation": "ij, jk"}, 6),
+            ("ConvTranspose", ["x", (2, 8, 5, 5), "w", (8, 6, 2, 2)], {"strides": [2, 2]}, 8),
+            ("ConvTranspose", ["x", (2, 8, 5, 5), "w", (8, 3, 3, 3)], {"group": 2}, 36),
+        ],
+    )
+    def test_what_odd_forms_cost(
+        self, op: str, shapes: list[Any], attributes: dict[str, Any], macs: int
+    ) -> None:
+        """Per output element: the extent that is summed over, or taps times input channels."""
+        net = GraphBuilder()
+        operands = [
+            net.input("x", shape) if name == "x" else net.weight("w", *shape)
+            for name, shape in zip(shapes[::2], shapes[1::2], strict=True)
+        ]
+        net.op(op, *operands, name="odd", **attributes)
+        model = prepared(net.unchecked({"odd_out": ["a"]}))
+        (layer,) = find_layers(model.graph)[1]
+        assert layer.macs_per_output == macs
+
     @pytest.mark.parametrize("op", ["Gemm", "Conv"])
     def test_layers_with_a_computed_bias_stay_float(self, op: str) -> None:
         """Neither the shift nor the bias correction could be added to it."""
