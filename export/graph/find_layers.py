@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from qvd_trt.export.graph.values import all_inputs, bodies, is_weight, static_shape
+from qvd_trt.export.graph.values import bodies, constant_values, is_weight, static_shape
 from qvd_trt.export.plan.site_types import Layer, LayerOp, OddLayer, Window
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
@@ -26,8 +26,7 @@ def find_layers(graph: ir.Graph) -> tuple[list[Layer], list[OddLayer]]:
     """
     layers: list[Layer] = []
     odd: list[OddLayer] = []
-    weights: set[ir.Value] = set()
-    _add_weights(graph, weights)
+    weights = constant_values(graph)
     for node, operand in _multipliers(graph, weights):
         layer = _read_layer(node, operand)
         if isinstance(layer, str):
@@ -35,18 +34,10 @@ def find_layers(graph: ir.Graph) -> tuple[list[Layer], list[OddLayer]]:
         else:
             layers.append(layer)
     for owner, body in bodies(graph):
-        _add_weights(body, weights)
+        weights = constant_values(body, weights)
         reason = f"inside the body of {owner.op_type} {owner.name}"
         odd += [_odd(node, reason, operand) for node, operand in _multipliers(body, weights)]
     return layers, odd
-
-
-def _add_weights(graph: ir.Graph, weights: set[ir.Value]) -> None:
-    """Add all tensors that are stored, or computed from stored ones alone."""
-    weights.update(value for value in graph.initializers.values() if is_weight(value))
-    for node in graph:
-        if node.inputs and weights.issuperset(all_inputs(node)):
-            weights.update(node.outputs)
 
 
 def _multipliers(graph: ir.Graph, weights: set[ir.Value]) -> Iterator[tuple[ir.Node, int]]:

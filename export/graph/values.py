@@ -55,6 +55,22 @@ def constant_array(value: ir.Value) -> AnyArray:
     return array
 
 
+def constant_values(graph: ir.Graph, outside: Collection[ir.Value] = ()) -> set[ir.Value]:
+    """All tensors that are stored, or computed from stored ones alone.
+
+    Args:
+        graph: The graph, or a body.
+        outside: Such tensors of the graphs around a body; they are among those returned.
+    """
+    constants = {value for value in graph.initializers.values() if is_weight(value)}
+    constants.update(outside)
+    for node in graph:
+        stored = node.op_type == "Constant"
+        if stored or (node.inputs and constants.issuperset(all_inputs(node))):
+            constants.update(node.outputs)
+    return constants
+
+
 def stored_value(value: ir.Value | None, through: Collection[str]) -> ir.Value | None:
     """The initializer or Constant that a tensor comes from, or None.
 

@@ -11,11 +11,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
 from qvd_trt.calibrators.calibrate import CalibrationOptions, calibrate
+from qvd_trt.calibrators.solve import SolveOptions, solve
 from qvd_trt.export.graph.find_sites import find_sites
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.model_file import open_model
 from qvd_trt.export.ort_session import open_session
+from qvd_trt.export.plan.quant_plan import W8A8
+from qvd_trt.tools.measure_held_out import measure
 from tests.export.files_people_have import WIDTH, denoiser, feeds, without_value_infos
 from tests.export.graphs import GraphBuilder
 from tests.export.test_one_door import Calls
@@ -164,6 +168,21 @@ def test_folding_their_weights_changes_nothing(
     for rewritten in (model.source, model.prepared):
         (found,) = open_session(rewritten).run(None, call)
         assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_a_bias_stored_in_16_bits_leaves_the_file_in_32(tmp_path: Path) -> None:
+    """Around an If only float32 is measured."""
+    model = denoiser(middle=one_branch)
+    (bias,) = (t for t in model.graph.initializer if t.name == "down.bias")
+    half = numpy_helper.to_array(bias).astype(np.float16)
+    bias.CopyFrom(numpy_helper.from_array(half, "half"))
+    model.graph.node.insert(0, helper.make_node("Cast", ["half"], ["down.bias"], to=1))
+    onnx.save(model, tmp_path / "model.onnx")
+    opened = open_model(tmp_path / "model.onnx")
+    sites = find_sites(opened)
+    stats = calibrate(opened, sites, Calls([feeds(s) for s in range(6)]), CalibrationOptions())
+    plan = solve(sites, stats, opened.weight, SolveOptions(W8A8, ALGORITHMS["qvd"]))
+    assert all(score.sqnr > 20 for score in measure(opened, plan, stats.held_out))
 
 
 class TestWaysThroughBodies:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx import numpy_helper
 
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.affine_producer import AffineProducer, find_affine_producer
@@ -130,6 +131,16 @@ class TestLayers:
         model = prepared(net.unchecked({"odd_out": ["a"]}))
         (layer,) = find_layers(model.graph)[1]
         assert layer.macs_per_output == macs
+
+    def test_a_weight_that_is_an_output_too(self) -> None:
+        net = GraphBuilder()
+        x = net.input("x", [8, 16])
+        stored = numpy_helper.from_array(np.ones((16, 16), np.float32))
+        net.op("MatMul", x, net.op("Constant", name="stored", value=stored), name="layer")
+        model = prepared(net.model({"layer_out": [8, 16], "stored_out": [16, 16]}))
+        layers, odd = find_layers(model.graph)
+        assert layers == []
+        assert [(e.name, e.macs_per_output) for e in odd] == [("layer", 16)]
 
     @pytest.mark.parametrize("op", ["Gemm", "Conv"])
     def test_layers_with_a_computed_bias_stay_float(self, op: str) -> None:
