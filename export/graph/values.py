@@ -96,7 +96,8 @@ def input_dependence(graph: ir.Graph) -> dict[ir.Value, frozenset[str]]:
     for node in graph:
         merged: frozenset[str] = frozenset()
         if node.op_type not in _SHAPE_BARRIERS:
-            merged = merged.union(*(dependence.get(v, frozenset()) for v in all_inputs(node)))
+            read = all_inputs(node, extents=False)
+            merged = merged.union(*(dependence.get(value, frozenset()) for value in read))
         for output in node.outputs:
             dependence[output] = merged
     return dependence
@@ -113,10 +114,13 @@ def bodies(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Graph]]:
 
 
 def readers(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
-    """For every tensor, the nodes of the graph that read it, themselves or in their bodies."""
+    """For every tensor, the nodes of the graph that read it, themselves or in their bodies.
+
+    What a body takes the extents of alone it does not read.
+    """
     found: dict[ir.Value, list[ir.Node]] = {}
     for node in graph:
-        for value in dict.fromkeys(all_inputs(node)):
+        for value in dict.fromkeys(all_inputs(node, extents=False)):
             found.setdefault(value, []).append(node)
     return found
 
@@ -127,12 +131,18 @@ def has_subgraph(node: ir.Node) -> bool:
     return any(attribute.type in kinds for attribute in node.attributes.values())
 
 
-def all_inputs(node: ir.Node) -> Iterable[ir.Value]:
-    """The node's inputs and everything that its subgraphs read from outside."""
+def all_inputs(node: ir.Node, *, extents: bool = True) -> Iterable[ir.Value]:
+    """The node's inputs and everything that its subgraphs read from outside.
+
+    Args:
+        node: The node.
+        extents: Whether that of which a subgraph takes nothing but the extents is given, too.
+    """
     for value in node.inputs:
         if value is not None:
             yield value
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             for inner in attribute.as_graph():
-                yield from all_inputs(inner)
+                if extents or inner.op_type not in _SHAPE_BARRIERS:
+                    yield from all_inputs(inner, extents=extents)

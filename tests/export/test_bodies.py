@@ -210,3 +210,28 @@ class TestWaysThroughBodies:
     def test_lead_to_the_first_and_the_last_layer(self, tmp_path: Path) -> None:
         kept = find_sites(self.model(tmp_path)).kept
         assert {e.name: e.reason for e in kept} == {"a": "first layer", "c": "last layer"}
+
+    def test_extents_are_no_values(self, tmp_path: Path) -> None:
+        """A body that takes nothing but the latent's extents is on the time path all the same."""
+
+        def shaped(net: GraphBuilder, x: str) -> str:
+            nodes = [
+                helper.make_node("Shape", ["sample"], ["extents"]),
+                helper.make_node("Size", ["extents"], ["rank"]),
+                helper.make_node("Cast", ["rank"], ["number"], to=TensorProto.FLOAT),
+                helper.make_node("Mul", ["time_2_out", "number"], ["scaled"]),
+            ]
+            passed = [helper.make_node("Identity", ["time_2_out"], ["passed"])]
+            branches = {
+                "then_branch": graph(nodes, "scaled"),
+                "else_branch": graph(passed, "passed"),
+            }
+            chosen = net.op("If", late(net), name="choice", **branches)
+            scale = net.gemm(net.op("Tanh", chosen, name="squash"), WIDTH, WIDTH, "project")
+            axis = net.constant("new_axis", np.array([1]))
+            return net.op("Mul", x, net.op("Unsqueeze", scale, axis, name="wide"), name="scaling")
+
+        sites = find_sites(opened(shaped, tmp_path))
+        assert [site.tensor for site in sites.temporal] == ["squash_out"]
+        first = [layer.name for layer in sites.kept if layer.reason == "first layer"]
+        assert first == ["first"]

@@ -157,6 +157,20 @@ class TestLayers:
 
 
 class TestSites:
+    def test_a_layer_that_stays_float_is_the_first_one(self) -> None:
+        net = GraphBuilder()
+        sample = net.input("sample", [1, 16, 8, 8])
+        net.input("timestep", [1])
+        weight = net.weight("patch.weight", 16, 32, 2, 2)
+        x = net.op("ConvTranspose", sample, weight, name="patch", strides=[2, 2])
+        for name in "ab":
+            x = net.op("Tanh", net.conv(x, 32, 32, (1, 1), name), name=f"{name}_act")
+        weight = net.weight("last.weight", 32, 16, 1, 1)
+        x = net.op("ConvTranspose", x, weight, name="last", strides=[1, 1])
+        sites = find_sites(opened(prepared(net.model({x: [1, 16, 16, 16]}))))
+        assert [layer.name for site in sites.dense for layer in site.layers] == ["a", "b"]
+        assert sites.excluded == {"patch", "last"}
+
     def test_layers_are_grouped_by_what_they_read(self) -> None:
         sites = sites_of(prepared(every_form_net()))
         assert {site.tensor: names(site) for site in sites.dense} == {
