@@ -91,9 +91,17 @@ def _drop_default(node: ir.Node, name: str, default: ir.Attr) -> None:
         raise UserError(f"{name}={attribute.value} has no older equal")
 
 
+def _unknown(what: str, value: ir.Value) -> UserError:
+    """What inference loses behind a Loop, for one."""
+    return UserError(
+        f"the {what} of {value.name!r} is neither stated nor inferred; state it in the model's "
+        "value_info, or export with an opset that the target takes"
+    )
+
+
 def _dtype(value: ir.Value) -> ir.DataType:
     if value.dtype is None:
-        raise UserError(f"the type of {value.name!r} is not known; run shape inference first")
+        raise _unknown("type", value)
     return value.dtype
 
 
@@ -105,7 +113,7 @@ def _first(node: ir.Node) -> ir.Value:
 
 def _rank(value: ir.Value) -> int:
     if value.shape is None:
-        raise UserError(f"the rank of {value.name!r} is not known; run shape inference first")
+        raise _unknown("rank", value)
     return len(value.shape)
 
 
@@ -133,7 +141,7 @@ def _split(node: ir.Node, opset: int) -> None:
     parts, value = attribute.as_int(), _first(node)
     axis = node.attributes.get_int("axis", 0)
     if value.shape is None:
-        raise UserError(f"the shape of {value.name!r} is not known; run shape inference first")
+        raise _unknown("shape", value)
     extent = value.shape[axis]
     if not isinstance(extent, int):
         raise UserError(f"the extent of axis {axis} of {value.name!r} is not known")
