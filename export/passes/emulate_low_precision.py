@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.graph.values import constant_values, has_subgraph
+from qvd_trt.export.graph.values import bodies, constant_values, has_subgraph
 from qvd_trt.export.passes.edits import new_cast
 from qvd_trt.export.passes.opset.schema import DTYPE_ATTRIBUTES, infer_dtypes
 from qvd_trt.export.passes.precision.large_values import LAYOUT
@@ -67,6 +67,8 @@ def is_low_precision(model: ir.Model) -> bool:
     Constants that are stored in 16 bits and widened by a Cast are none: nothing is rounded there.
     """
     stored = constant_values(model.graph)
+    for _, body in bodies(model.graph):
+        stored = constant_values(body, stored)
     nodes = [node for node in model.graph if not stored.issuperset(node.outputs)]
     values = [*model.graph.inputs, *(output for node in nodes for output in node.outputs)]
     values += [

@@ -170,9 +170,28 @@ def test_folding_their_weights_changes_nothing(
         assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-def test_a_bias_stored_in_16_bits_leaves_the_file_in_32(tmp_path: Path) -> None:
+def offset(net: GraphBuilder, x: str) -> str:
+    """A branch adds what is stored outside of it in fp16, through a Reshape and a Cast."""
+    stored = net.constant("offset", np.full((WIDTH, 1), 0.5, np.float16))
+    row = net.constant("row", np.array([WIDTH]))
+    nodes = [
+        helper.make_node("Reshape", [stored, row], ["offset.row"]),
+        helper.make_node("Cast", ["offset.row"], ["offset.wide"], to=TensorProto.FLOAT),
+        helper.make_node("Add", [x, "offset.wide"], ["moved"]),
+    ]
+    branches = {
+        "then_branch": graph(nodes, "moved"),
+        "else_branch": graph([helper.make_node("Identity", [x], ["passed"])], "passed"),
+    }
+    return net.op("If", late(net), name="choice", **branches)
+
+
+@pytest.mark.parametrize("middle", [one_branch, offset])
+def test_constants_stored_in_16_bits_leave_the_file_in_32(
+    middle: Callable[[GraphBuilder, str], str], tmp_path: Path
+) -> None:
     """Around an If only float32 is measured."""
-    model = denoiser(middle=one_branch)
+    model = denoiser(middle=middle)
     (bias,) = (t for t in model.graph.initializer if t.name == "down.bias")
     half = numpy_helper.to_array(bias).astype(np.float16)
     bias.CopyFrom(numpy_helper.from_array(half, "half"))
