@@ -201,6 +201,24 @@ def test_what_no_output_needs_is_dropped(target: str, tmp_path: Path) -> None:
     assert np.isfinite(output(path, feeds())).all()
 
 
+@pytest.mark.parametrize("target", ["trt", "rtx"])
+def test_an_output_left_out_needs_no_type(target: str, tmp_path: Path) -> None:
+    """The mean of a LayerNormalization, in front of the deviation that is an output."""
+
+    def normalized(net: GraphBuilder, x: str) -> str:
+        gamma = net.weight("gamma", WIDTH, mean=1.0)
+        beta = net.weight("beta", WIDTH)
+        return net.op("LayerNormalization", x, gamma, beta, name="norm", outputs=3)
+
+    model = denoiser(middle=normalized)
+    (node,) = (node for node in model.graph.node if node.name == "norm")
+    node.output[1] = ""
+    value = helper.make_tensor_value_info("norm_out2", TensorProto.FLOAT, ["b", "n", 1])
+    model.graph.output.append(value)
+    opened = open_model(written(model, tmp_path))
+    check_target(opened, ApplyOptions(TARGETS[target], FloatType.FP16))
+
+
 class TestTwoAxesOnOneTensor:
     def model(self, tmp_path: Path, kernel: int = 3) -> FloatModel:
         def two_readers(net: GraphBuilder, x: str) -> str:
