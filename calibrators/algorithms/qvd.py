@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from operator import itemgetter
-from typing import NamedTuple
 
 import numpy as np
 
@@ -64,10 +63,10 @@ def gated_grid(problem: SiteProblem) -> ActivationQuant:
         return PLAIN.grid(problem, weight_reach(problem))
     judge = Judge(problem, folds)
     if problem.trajectories == 1:
-        plain = _best(judge, [PLAIN])
-        if plain.cost < _safe_cost(problem):
-            return plain.grid
-    return _best(judge, _rules(problem)).grid
+        plain = _Candidate(judge, PLAIN, weight_reach(problem))
+        if plain.cost(1.0) < _safe_cost(problem):
+            return plain.grid(1.0)
+    return _best(judge, _rules(problem))
 
 
 def _safe_cost(problem: SiteProblem) -> float:
@@ -76,13 +75,8 @@ def _safe_cost(problem: SiteProblem) -> float:
     return len(problem.site.layers) * float(10 ** (-decibels / 10))
 
 
-class _Choice(NamedTuple):
-    grid: ActivationQuant
-    cost: float
-
-
-def _best(judge: Judge, rules: Sequence[MapRule]) -> _Choice:
-    """The rule and ratio of least cost: all rules at some ratios, then the best at all."""
+def _best(judge: Judge, rules: Sequence[MapRule]) -> ActivationQuant:
+    """The grid of the rule and ratio of least cost: all at some ratios, then the best at all."""
     reach = weight_reach(judge.problem)
     maps = sorted((_Candidate(judge, rule, reach) for rule in rules), key=_Candidate.first_cost)
     roomy, clipped = (
@@ -92,8 +86,8 @@ def _best(judge: Judge, rules: Sequence[MapRule]) -> _Choice:
         )
         for ratios in (HEADROOM_RATIOS, CLIP_RATIOS)
     )
-    cost, best, ratio = clipped if clipped[0] < CLIP_GAIN * roomy[0] else roomy
-    return _Choice(best.grid(ratio), cost)
+    _, best, ratio = clipped if clipped[0] < CLIP_GAIN * roomy[0] else roomy
+    return best.grid(ratio)
 
 
 class _Candidate:
