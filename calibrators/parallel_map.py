@@ -36,7 +36,12 @@ def parallel_map(
         Exception: the first one that ``function`` raises; items that were not begun are left out.
     """
     results = []
-    with threadpool_limits(1), ThreadPoolExecutor(min(_cores(), MAX_WORKERS)) as pool:
+    workers = min(_cores(), MAX_WORKERS)
+    # In the workers as well: OpenMP's limit is one of the thread that sets it.
+    with (
+        threadpool_limits(1),
+        ThreadPoolExecutor(workers, "solve", threadpool_limits, (1,)) as pool,
+    ):
         try:
             for result in pool.map(function, items):
                 results.append(result)
