@@ -9,7 +9,7 @@ import numpy as np
 
 from qvd_trt.calibrators.sources.calls import CalibrationSource, DenoiserCall
 from qvd_trt.calibrators.statistics.activation_stats import ActivationStats, ReferenceCall
-from qvd_trt.calibrators.statistics.collector import StatisticsCollector
+from qvd_trt.calibrators.statistics.collector import StatisticsCollector, has_empty_input
 from qvd_trt.calibrators.temporal.timestep_sweep import TemporalSweep, training_timesteps
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.errors import UserError
@@ -80,7 +80,7 @@ def calibrate(
                 prediction: AnyArray = answered.prediction
             else:
                 prediction = collector.observe(call)
-                if choice.whole_trajectory and call.trajectory == 0:
+                if choice.compares(call):
                     seen.add(collector.answered(call, prediction))
             refuse_not_finite(prediction, call.trajectory, call.step)
             advance()
@@ -117,10 +117,9 @@ class _HeldOutChoice:
         self._last = trajectories - 1 if trajectories is not None and trajectories > 1 else None
         self._single_call = calls == 1
 
-    @property
-    def whole_trajectory(self) -> bool:
-        """Whether a trajectory of its own is kept out."""
-        return self._last is not None
+    def compares(self, call: DenoiserCall) -> bool:
+        """Whether held-out calls may be compared with this one: their trajectory is another."""
+        return self._last is not None and call.trajectory == 0 and not has_empty_input(call)
 
     def takes(self, call: DenoiserCall) -> bool:
         if self._last is not None:

@@ -1,4 +1,4 @@
-"""Independent work on all cores."""
+"""Independent work on several cores."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def parallel_map(
         progress: Called in this thread after each result.
 
     Raises:
-        Exception: the first one that ``function`` raises; items that were not begun are left out.
+        Exception: what ``function`` raises, of the first item that fails; items that were not begun
+            by then are left out.
     """
     results = []
     workers = min(_cores(), MAX_WORKERS)

@@ -105,7 +105,7 @@ def solve(
     options: SolveOptions,
     progress: Callable[[], None] = lambda: None,
 ) -> QuantPlan:
-    """Solve every site, on all cores; the result does not depend on their number.
+    """Solve every site, on several cores; the result does not depend on their number.
 
     Args:
         sites: What is quantized, and the layers already known to stay float.

@@ -99,13 +99,13 @@ def _scores(
             prediction = np.asarray(output, np.float32)
             _refuse_not_finite(call, prediction)
             error = sqnr(call.prediction, prediction)
-            scores.append(CallScore(call.timestep, round(error, 2)))
+            scores.append(CallScore(call.timestep, round(error, 2), call.step))
             advance()
     return tuple(scores)
 
 
 def _refuse_not_finite(call: ReferenceCall, prediction: Float32Array) -> None:
-    where = f"holds NaN or Inf on the held-out call at timestep {call.timestep:g}"
+    where = f"holds NaN or Inf on the call at timestep {call.timestep:g}"
     if not np.isfinite(call.prediction).all():
         raise UserError(
             f"the float model's prediction {where}; calibrate again on sound calls (--calib)"

@@ -59,7 +59,7 @@ from qvd_trt.tools.quantize_request import (
 )
 
 UNSEEN_LOSS = 6.0
-"""dB between calibrated and held-out calls from which on the export warns: four times the noise."""
+"""dB between calibrated and held-out calls from which on the export warns."""
 
 Tell = Callable[[str], None]
 """Takes a warning while the work goes on."""
@@ -117,7 +117,12 @@ def quantize(
         report = replace(report, held_out=scores[: len(held_out)], seen=scores[len(held_out) :])
         report = replace(
             report,
-            warnings=(*report.warnings, *ranges, *_unseen_warning(report), *kept),
+            warnings=(
+                *report.warnings,
+                *ranges,
+                *_unseen_warning(request, report, calibration),
+                *kept,
+            ),
             plan_sha256=plan_digest(written_plan),
             written=_written(request, staged, calibration),
         )
@@ -322,14 +327,19 @@ def _range_warnings(
     return tuple(warnings)
 
 
-def _unseen_warning(report: QuantizationReport) -> tuple[str, ...]:
+def _unseen_warning(
+    request: QuantizeRequest, report: QuantizationReport, calibration: _Calibration
+) -> tuple[str, ...]:
     """That calibration does not speak for other conditions, where the held-out calls show it."""
     lost = report.unseen_loss()
-    if lost is None or lost < UNSEEN_LOSS:
+    solved = request.plan is None and not request.bits.is_float
+    if not solved or lost is None or lost < UNSEEN_LOSS:
         return ()
+    kept = request.stats is not None and not calibration.saved
+    again = f"delete {request.stats} and " if kept else ""
     return (
         f"held-out calls are {lost:.0f} dB worse than calibrated ones at the same timesteps: "
-        "calibration saw too few conditions; give more trajectories (--samples, --calib)",
+        f"calibration saw too few conditions; {again}give more trajectories (--samples, --calib)",
     )
 
 

@@ -27,10 +27,11 @@ class TemporalScore:
 
 @dataclass(frozen=True, slots=True)
 class CallScore:
-    """SQNR of the quantized prediction on one call, in dB."""
+    """SQNR of the quantized prediction on one call, in dB, and the call's step."""
 
     timestep: float
     sqnr: float
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Int8Share:
 class QuantizationReport:
     """The outcome of one export.
 
-    ``held_out`` are calls that calibration did not see, ``seen`` some that it did at these steps.
+    ``held_out`` are calls that calibration did not see, ``seen`` some that it did.
     ``float_bytes`` and ``quantized_bytes`` are the sizes of the two models' files; ``written`` are
     all files that were written, and ``plan_sha256`` is of the plan's file, to tell later whether it
     was edited.
@@ -113,10 +114,18 @@ class QuantizationReport:
         return float(np.mean([s.sqnr for s in self.held_out])) if self.held_out else None
 
     def unseen_loss(self) -> float | None:
-        """How far held-out calls are below calibrated ones of the same timesteps: mean, in dB."""
-        at = {score.timestep: score.sqnr for score in self.held_out}
-        lost = [s.sqnr - at[s.timestep] for s in self.seen if s.timestep in at]
-        return float(np.mean(lost)) if lost else None
+        """How far held-out calls are below calibrated ones of the same steps: mean, in dB.
+
+        None where less than half of the calibrated ones have such a call: trajectories of unlike
+        timesteps are no comparison.
+        """
+        at = {(score.step, score.timestep): score.sqnr for score in self.held_out}
+        lost = [
+            score.sqnr - at[score.step, score.timestep]
+            for score in self.seen
+            if (score.step, score.timestep) in at
+        ]
+        return float(np.mean(lost)) if lost and 2 * len(lost) >= len(self.seen) else None
 
     def to_json(self) -> str:
         """JSON with the mean of the held-out SQNR; numbers that JSON cannot write are strings."""

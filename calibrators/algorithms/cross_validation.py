@@ -15,12 +15,16 @@ from qvd_trt.export.arrays import AnyArray
 STEP_PARTS = 5
 """A single trajectory is left out by fifths of its timesteps."""
 
+MIN_ROWS = 4
+"""A fold of fewer sample rows says too little to count like the others."""
+
 
 def left_out(problem: SiteProblem) -> tuple[SiteProblem, ...]:
     """The problem once for each fold: the ranges of all others, and the fold's sample rows.
 
     Folds are those of the trajectories, or parts of the timesteps where there is one trajectory.
-    Empty for a single timestep of a single trajectory.
+    Folds of few rows, such as of a trajectory much shorter than others, are left out. Empty for a
+    single timestep of a single trajectory.
     """
     stats = problem.stats
     trajectories = stats.fold_ranges.called()
@@ -38,7 +42,11 @@ def left_out(problem: SiteProblem) -> tuple[SiteProblem, ...]:
             for part in np.array_split(steps, min(STEP_PARTS, len(steps)))
             if len(part) < len(steps)
         ]
-    return tuple(fold for fold in folds if all(len(r.values) for r in fold.stats.rows.values()))
+    return tuple(
+        fold
+        for fold in folds
+        if all(len(sample.values) >= MIN_ROWS for sample in fold.stats.rows.values())
+    )
 
 
 _FOLD: Callable[[SampleRows], AnyArray] = attrgetter("folds")

@@ -12,17 +12,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qvd_trt.calibrators.algorithms.algorithm import absmax_weights
 from qvd_trt.calibrators.algorithms.problem import (
     SiteProblem,
     layer_output,
-    quantized_rows,
     transformed_rows,
 )
+from qvd_trt.calibrators.weight_scales import absmax_grid
 from qvd_trt.export.arrays import Float32Array
 from qvd_trt.export.plan.fold_math import folded_weight
 from qvd_trt.export.plan.quant_plan import FLOAT_BITS, ActivationQuant
-from qvd_trt.export.plan.scale_math import fake_quantized
+from qvd_trt.export.plan.scale_math import (
+    activation_levels,
+    fake_quantized,
+    quantize_dequantize,
+)
 from qvd_trt.export.plan.site_types import Layer
 
 MIXTURES = 128
@@ -83,7 +86,9 @@ class Judge:
         noise = 0.0
         for key, mixture in self._mixtures.items():
             rows = self.folds[fold].stats.rows[key].values
-            error = quantized_rows(rows, grid) - transformed_rows(rows, grid)
+            mapped = transformed_rows(rows, grid)
+            levels = activation_levels(grid.bits)
+            error = quantize_dequantize(mapped, np.float32(grid.scale), levels) - mapped
             if grid.smooth is not None:
                 error *= grid.smooth[None, :, None]
             outputs = error.reshape(len(error), -1) @ mixture
@@ -96,10 +101,9 @@ class Judge:
             return 0.0
         noise = 0.0
         for sampled in self._sampled:
-            layer, weight = sampled.layer, sampled.weight
-            folded = folded_weight(layer, weight, grid)
-            site = replace(self.problem, weights={layer.name: weight})
-            error = fake_quantized(folded, absmax_weights(site, layer, grid)) - folded
+            layer = sampled.layer
+            folded = folded_weight(layer, sampled.weight, grid)
+            error = fake_quantized(folded, absmax_grid(folded, self.problem.bits.weight)) - folded
             rows = transformed_rows(self.problem.rows(layer)[:SAMPLED_ROWS], grid)
             output = layer_output(layer, rows, error)
             noise += float(np.square(output, dtype=np.float64).mean()) / sampled.power

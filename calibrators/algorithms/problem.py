@@ -24,7 +24,7 @@ class SiteProblem:
         stats: Its ranges and, when requested, its sample rows.
         weights: ``[N, C / groups, taps]`` float32 by layer name.
         bits: Widths to solve for.
-        timesteps: ``[T]`` float64, the first axis of the ranges.
+        timesteps: ``[T]`` float64, the timesteps seen; the first axis of a whole site's ranges.
         may_shift: Whether a shift is worth its nodes on the runtime.
     """
 
@@ -36,7 +36,7 @@ class SiteProblem:
     may_shift: bool = True
 
     @property
-    def trajectories(self) -> int:
+    def called_folds(self) -> int:
         """Number of folds that had calls."""
         return len(self.stats.fold_ranges.called())
 

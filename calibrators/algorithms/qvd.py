@@ -62,14 +62,14 @@ def gated_grid(problem: SiteProblem) -> ActivationQuant:
     if not folds:
         return PLAIN.grid(problem, weight_reach(problem))
     judge = Judge(problem, folds)
-    if problem.trajectories == 1:
+    if problem.called_folds == 1:
         plain = _Candidate(judge, PLAIN, weight_reach(problem))
-        if plain.cost(1.0) < _safe_cost(problem):
+        if plain.activation_noise(1.0) < _safe_noise(problem):
             return plain.grid(1.0)
     return _best(judge, _rules(problem))
 
 
-def _safe_cost(problem: SiteProblem) -> float:
+def _safe_noise(problem: SiteProblem) -> float:
     """Noise over signal, of all the site's layers, up to which a map is not worth its risk."""
     decibels = SAFE_SQNR - DECIBELS_PER_BIT * (8 - problem.bits.activation)
     return len(problem.site.layers) * float(10 ** (-decibels / 10))
@@ -114,16 +114,20 @@ class _Candidate:
         return min(map(self.cost, FIRST_RATIOS))
 
     def cost(self, ratio: float) -> float:
-        """Noise over signal, summed over the site's layers: the folds' mean plus its error.
+        """Noise over signal, summed over the site's layers."""
+        return (self.activation_noise(ratio) + self._weight_noise) * self._price
 
-        The standard error keeps a candidate that fails in one of a few folds from winning by luck.
+    def activation_noise(self, ratio: float) -> float:
+        """The folds' mean plus its standard error.
+
+        The latter keeps a candidate that fails in one of a few folds from winning by luck.
         """
         noise = [
             self._judge.activation_noise(index, _scaled(grid, ratio))
             for index, grid in enumerate(self._folds)
         ]
         error = np.std(noise) / math.sqrt(max(len(noise) - 1, 1))
-        return float(np.mean(noise) + error + self._weight_noise) * self._price
+        return float(np.mean(noise) + error)
 
 
 def _scaled(grid: ActivationQuant, ratio: float) -> ActivationQuant:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from qvd_trt.calibrators.sources.calls import ConditionNumbers, Denoise, DenoiserCall
+from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
 from qvd_trt.calibrators.sources.polygraphy_json import feed_arrays
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.atomic_files import not_a_file
@@ -28,9 +28,9 @@ FUNCTION = "load_data"
 class LoaderScript:
     """The feed dicts of ``load_data()``, taken one after the other.
 
-    One feed dict is one call. When ``load_data()`` gives feed dicts, trajectories are told apart by
-    their conditions alone; when it gives lists (or tuples) of feed dicts, each list is one
-    trajectory. How many there are is not known before the script has run.
+    One feed dict is one call. When ``load_data()`` gives feed dicts they all form one trajectory;
+    when it gives lists (or tuples) of feed dicts, each list is one trajectory. How many there
+    are is not known before the script has run.
     """
 
     def __init__(self, path: Path, signature: ModelSignature) -> None:
@@ -62,13 +62,12 @@ class LoaderScript:
             UserError: the script fails or gives nothing, or a feed dict does not fit the model.
         """
         listed: bool | None = None
-        conditions = ConditionNumbers(self._signature)
         for index, item in enumerate(self._items()):
             is_list = isinstance(item, (list, tuple))
             if listed is not None and listed != is_list:
                 raise UserError(
                     f"{self._path.name}: {FUNCTION}() mixes feed dicts and lists of feed dicts; "
-                    "give dicts alone, or one list per trajectory"
+                    "give dicts for one trajectory, or one list per trajectory"
                 )
             listed = is_list
             if isinstance(item, (list, tuple)):
@@ -77,7 +76,7 @@ class LoaderScript:
                     denoise(DenoiserCall(self._inputs(feed, origin), index, step))
             else:
                 inputs = self._inputs(item, f"{self._path.name}, item {index}")
-                denoise(DenoiserCall(inputs, conditions.number(inputs), index))
+                denoise(DenoiserCall(inputs, 0, index))
         if listed is None:
             raise UserError(f"{self._path.name}: {FUNCTION}() gave no feed dict")
 

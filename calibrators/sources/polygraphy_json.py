@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ _HOW_TO = "write it with polygraphy run --save-inputs, or polygraphy.json.save_j
 class PolygraphyJson:
     """A JSON list of feed dicts, or a folder with one file per call.
 
-    Trajectories are told apart by their conditions alone. A file is decoded whole, as Polygraphy
-    does it: once to check and count its calls, and again to make them, so that no call is held in
-    between.
+    Trajectories are told apart by their conditions, which must come back: where most calls have one
+    of their own, an input varies along the trajectory, and all form one. A file is decoded whole,
+    as Polygraphy does it: once to check and count its calls, and again to make them, so that no
+    call is held in between.
     """
 
     def __init__(self, path: Path, signature: ModelSignature) -> None:
@@ -35,7 +37,10 @@ class PolygraphyJson:
         self._path = path
         self._signature = signature
         self._files = _list_files(path)
-        self._calls = sum(1 for _ in self._feeds())
+        conditions = ConditionNumbers(signature)
+        numbers = [conditions.number(inputs) for inputs in self._feeds()]
+        self._calls = len(numbers)
+        self._conditions_tell = 2 * len(set(numbers)) <= len(numbers)
 
     def describe(self) -> str:
         """One line for the report."""
@@ -56,8 +61,11 @@ class PolygraphyJson:
             UserError: the file changed since it was opened and is wrong now.
         """
         conditions = ConditionNumbers(self._signature)
-        for step, inputs in enumerate(self._feeds()):
-            denoise(DenoiserCall(inputs, conditions.number(inputs), step))
+        steps: Counter[int] = Counter()
+        for inputs in self._feeds():
+            number = conditions.number(inputs) if self._conditions_tell else 0
+            denoise(DenoiserCall(inputs, number, steps[number]))
+            steps[number] += 1
 
     def _feeds(self) -> Iterator[dict[str, AnyArray]]:
         for file in self._files:

@@ -122,11 +122,13 @@ class ReferenceCall:
         inputs: One array per graph input, by name.
         prediction: What the float model returned, float32.
         timestep: The call's timestep.
+        step: Index of the call within its trajectory.
     """
 
     inputs: Mapping[str, AnyArray]
     prediction: Float32Array
     timestep: float
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,8 @@ class ActivationStats:
         temporal: Temporal features by tensor name.
         output_elements: Elements written per denoiser call, by layer name; gives the layer's cost.
         held_out: Calls kept out of the statistics.
-        seen: Some of the calls that are in the statistics, to compare the held-out ones with.
+        seen: Some of the calls that are in the statistics, to compare held-out ones of the same
+            step and timestep with.
         magnitudes: Largest magnitude of every measured float32 tensor, over all calls. Infinite
             where a tensor reached infinity; values below -1e30 are masks and do not count.
         input_ranges: Least and greatest value of every graph input, over all calls.
@@ -160,6 +163,8 @@ class ActivationStats:
 
     def merged(self, other: ActivationStats) -> ActivationStats:
         """Statistics of the union of both calibration sets; commutative and associative.
+
+        Trajectories of both must have been numbered apart: those of one fold count as one.
 
         Raises:
             UserError: the two belong to different models or hold different sites or windows.

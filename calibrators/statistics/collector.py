@@ -53,9 +53,9 @@ any type."""
 class StatisticsCollector:
     """Reduces every site inside the graph; no full activation leaves the session.
 
-    Memory does not grow with the number of calls: ranges are kept per distinct timestep, sample
-    rows in bounded reservoirs whose random choice depends on each call's content and not on the
-    order of the calls.
+    Memory grows with distinct timesteps and temporal features, and not with calls: ranges are kept
+    per timestep, sample rows in bounded reservoirs whose random choice depends on each call's
+    content and not on the order of the calls.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class StatisticsCollector:
 
     def hold_out(self, call: DenoiserCall) -> ReferenceCall:
         """Run the float model on one call without taking it into the statistics."""
-        if _has_empty_input(call):
+        if has_empty_input(call):
             prediction = self._predict(call)
         else:
             feed = dict(call.inputs)
@@ -141,7 +141,8 @@ class StatisticsCollector:
 
     def answered(self, call: DenoiserCall, prediction: AnyArray) -> ReferenceCall:
         """A call with the float model's answer."""
-        return ReferenceCall(call.inputs, prediction, timestep_of(call.inputs, self._signature))
+        timestep = timestep_of(call.inputs, self._signature)
+        return ReferenceCall(call.inputs, prediction, timestep, call.step)
 
     def observe(self, call: DenoiserCall) -> AnyArray:
         """Run the float model on one call, reduce its statistics, return the prediction.
@@ -151,7 +152,7 @@ class StatisticsCollector:
         Raises:
             UserError: an activation holds NaN or Inf.
         """
-        if _has_empty_input(call):
+        if has_empty_input(call):
             return self._predict(call)
         timestep = timestep_of(call.inputs, self._signature)
         fold = call.trajectory % FOLDS
@@ -277,7 +278,8 @@ class StatisticsCollector:
         self._temporal[tensor] = feature if seen is None else merge_temporal(seen, feature)
 
 
-def _has_empty_input(call: DenoiserCall) -> bool:
+def has_empty_input(call: DenoiserCall) -> bool:
+    """Whether an input has no elements: such a call is run, but no statistic can hold it."""
     return any(not array.size for array in call.inputs.values())
 
 

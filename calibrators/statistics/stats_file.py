@@ -85,7 +85,10 @@ def save_stats(stats: ActivationStats, path: Path) -> None:
         "magnitudes": list(stats.magnitudes),
         "input_ranges": list(stats.input_ranges),
         **{
-            kind: [{"timestep": call.timestep, "inputs": list(call.inputs)} for call in kept]
+            kind: [
+                {"timestep": call.timestep, "step": call.step, "inputs": list(call.inputs)}
+                for call in kept
+            ]
             for kind, kept in calls.items()
         },
     }
@@ -122,13 +125,12 @@ def load_stats(path: Path) -> ActivationStats:
                         data[f"{prefix}.timesteps"],
                         data[f"{prefix}.folds"],
                     )
-                ranges, fold_ranges = (
-                    ChannelRanges(
-                        data[f"site{index}.{of}minimum"], data[f"site{index}.{of}maximum"]
-                    )
-                    for of in ("", "fold_")
+                sites[entry["tensor"]] = SiteStats(
+                    _ranges(data, f"site{index}."),
+                    _ranges(data, f"site{index}.fold_"),
+                    rows,
+                    entry["row_limit"],
                 )
-                sites[entry["tensor"]] = SiteStats(ranges, fold_ranges, rows, entry["row_limit"])
             temporal = {
                 name: TemporalFeatures(
                     data[f"temporal{index}.values"],
@@ -175,6 +177,7 @@ def _calls(
             inputs={name: data[f"{kind}{index}.input.{name}"] for name in entry["inputs"]},
             prediction=data[f"{kind}{index}.prediction"],
             timestep=entry["timestep"],
+            step=entry["step"],
         )
         for index, entry in enumerate(header[kind])
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from qvd_trt.export.graph.values import constant_array
 from qvd_trt.export.plan.site_types import Layer, OddLayer
 
 _BLOCK_BYTES = 1 << 24
+_READING = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +75,10 @@ class FloatModel:
         return len(self.files) > 1
 
     def weight(self, name: str) -> AnyArray:
-        """The content of an initializer; an external one is mapped from its file."""
-        return constant_array(self.graph.initializers[name])
+        """The content of an initializer, in any thread; an external one is mapped from its file."""
+        # Two sites may read one weight at once, and onnx-ir maps a tensor's file unguarded.
+        with _READING:
+            return constant_array(self.graph.initializers[name])
 
     def input_of(self, layer: Layer) -> ir.Value:
         """The activation that a layer reads."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,19 +55,29 @@ def test_each_feed_dict_is_one_call(tmp_path: Path) -> None:
         assert call.inputs["timestep"].dtype == np.int64
 
 
-def test_trajectories_are_told_apart_by_their_conditions(tmp_path: Path) -> None:
-    """Neither latent nor timestep tells them apart, and a condition may come back."""
+def written_texts(path: Path, texts: Sequence[float]) -> CalibrationSource:
+    """Calls with a text of their own each, in this order, in two files of one content."""
     signature = replace(
         SIGNATURE, inputs=(*SIGNATURE.inputs, TensorSpec("text", "float32", ("b", 2)))
     )
-    texts = (0.0, 0.0, 5.0, 0.0)
-    path = tmp_path / "inputs.json"
     polygraphy_json.save_json(
         [{**feed(i), "text": np.full((1, 2), text, np.float32)} for i, text in enumerate(texts)],
         str(path),
     )
-    source = open_source([path, path], signature)
-    assert [call.trajectory for call in collect(source)] == [0, 0, 1, 0, 2, 2, 3, 2]
+    return open_source([path, path], signature)
+
+
+def test_trajectories_are_told_apart_by_their_conditions(tmp_path: Path) -> None:
+    """Neither latent nor timestep tells them apart, and a condition may come back."""
+    calls = collect(written_texts(tmp_path / "inputs.json", (0.0, 0.0, 5.0, 0.0)))
+    assert [call.trajectory for call in calls] == [0, 0, 1, 0, 2, 2, 3, 2]
+    assert [call.step for call in calls] == [0, 1, 0, 2, 0, 1, 0, 2]
+
+
+def test_an_input_that_varies_along_a_trajectory_is_no_condition(tmp_path: Path) -> None:
+    calls = collect(written_texts(tmp_path / "inputs.json", (0.0, 1.0, 2.0, 2.0, 3.0)))
+    assert [call.trajectory for call in calls] == [0] * 5 + [1] * 5
+    assert [call.step for call in calls] == [*range(5), *range(5)]
 
 
 def test_a_folder_of_files_with_one_call_each(tmp_path: Path) -> None:

@@ -72,6 +72,13 @@ class TestUnseenTrajectories:
         assert (alone.shift, alone.smooth) == (None, None)
         assert gated_grid(site_problem(values, [linear()])).shift is not None
 
+    def test_noise_of_weights_is_no_reason_to_leave_it(self, seed: int) -> None:
+        """At four bits the weights' noise is above the limit, and no map would lower it."""
+        values = np.random.default_rng(seed).uniform(-1, 1, (160, 16)).astype(np.float32)
+        problem = site_problem(values, [linear()], Bits.parse("w4a8"), trajectories=1)
+        chosen = gated_grid(problem)
+        assert (chosen.shift, chosen.smooth) == (None, None)
+
     def test_one_trajectory_takes_a_map_where_the_plain_grid_is_poor(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
         problem = scattered_site(rng, np.exp(rng.normal(0, 1.5, 16)), trajectories=1)

@@ -25,6 +25,7 @@ from qvd_trt.calibrators.statistics.activation_stats import (
     TemporalFeatures,
 )
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
+from qvd_trt.calibrators.temporal.solve_temporal_site import holds_elsewhere
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.plan.fold_math import restored_weight
 from qvd_trt.export.plan.quant_plan import W8A8, Bits, QuantPlan, WeightQuant
@@ -267,6 +268,17 @@ class TestRelaxedFeatures:
         plan = self.solve([0.0, 4.0, 8.0])
         assert plan.temporal == ()
         assert plan.kept == (KeptLayer("p", "MatMul", UNSTEADY_FEATURE),)
+
+    def test_few_values_that_a_codebook_holds_exactly(self) -> None:
+        """Of all trajectories without an error, and of those left out with a small one."""
+        rng = np.random.default_rng(0)
+        value = rng.normal(size=(1, 64)).astype(np.float32)
+        feature = TemporalFeatures(
+            np.concatenate([value, value + np.float32(1e-3)]),
+            np.zeros(2),
+            np.array([1, 2], np.uint8),
+        )
+        assert holds_elsewhere(feature, W8A8, "hidi")
 
     def test_one_trajectory_tells_nothing(self) -> None:
         plan = self.solve([0.0])

@@ -102,6 +102,17 @@ def test_a_closed_row_gives_zeros(form: str, closed: float, keys: slice) -> None
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("masked", [np.finfo(np.float32).min, -40000.0])
+def test_causal_attention_does_not_look_ahead_of_masked_keys(masked: float) -> None:
+    """Padding on the left by a finite number: the first rows see masked keys and later ones."""
+    model = attention("float mask, causal", 23)
+    given = feeds(model, {"b": 2, "q": 5, "k": 5})
+    given["mask"][...] = 0
+    given["mask"][..., :2] = masked
+    result = run(written_out(model, 17), given)[0]
+    np.testing.assert_allclose(result, reference(model, given)[0], rtol=1e-5, atol=2e-6)
+
+
 def test_a_row_of_the_types_least_number_weighs_all_keys_alike() -> None:
     model = attention("float mask", 23)
     given = feeds(model, EXTENTS[1])

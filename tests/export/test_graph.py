@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
@@ -16,6 +20,7 @@ from qvd_trt.export.graph.find_layers import NAME_SCOPES, find_layers
 from qvd_trt.export.graph.find_sites import find_sites
 from qvd_trt.export.graph.signature import ModelSignature, TensorSpec, read_signature
 from qvd_trt.export.graph.values import input_dependence
+from qvd_trt.export.model_file import open_model
 from qvd_trt.export.plan.site_types import GraphSites, Layer, LayerOp, Site, Window
 from tests.export.every_form import every_form_net
 from tests.export.graphs import GraphBuilder, opened, prepared
@@ -708,3 +713,29 @@ def constants(found: AffineProducer | None) -> tuple[str | None, str | None]:
     assert gamma is not None
     assert beta is not None
     return gamma.name, beta.name
+
+
+def test_a_weight_is_read_by_several_threads_at_once(tmp_path: Path) -> None:
+    """Sites that share an external weight are solved at the same time."""
+    net = GraphBuilder(seed=0)
+    sample, time = net.input("sample", ["batch", 16, 64]), net.input("timestep", ["batch"])
+    rows = net.linear(sample, 64, 64, "linear")
+    total = net.op("Add", rows, net.op("Reshape", time, net.constant("s", np.array([-1, 1, 1])),
+                                       name="r"), name="sum")  # fmt: skip
+    proto = net.model({total: ["batch", 16, 64]})
+    path = tmp_path / "model.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="w.data", size_threshold=0)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(40):
+            model = open_model(path)
+            name = next(iter(model.layers.values())).weight
+            tensor = model.graph.initializers[name].const_value
+            assert isinstance(tensor, ir.ExternalTensor)
+            tensor.release()
+            with ThreadPoolExecutor(8) as pool:
+                shapes = {array.shape for array in pool.map(model.weight, [name] * 8)}
+            assert shapes == {(64, 64)}
+    finally:
+        sys.setswitchinterval(interval)

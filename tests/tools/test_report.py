@@ -43,8 +43,8 @@ REPORT = QuantizationReport(
     kept=(),
     temporal=(TemporalScore("temb", "hidi", 1, 0.4, 0.9),),
     int8_share=None,
-    held_out=(CallScore(999.0, 21.5), CallScore(0.0, 23.5)),
-    seen=(CallScore(0.0, 25.0), CallScore(500.0, 90.0)),
+    held_out=(CallScore(999.0, 21.5, 0), CallScore(0.0, 23.5, 1)),
+    seen=(CallScore(0.0, 25.0, 1), CallScore(500.0, 90.0, 2)),
     weakest=(WeakLayer("ffn.[down]", 17.25),),
     float_bytes=2_500_000_000,
     quantized_bytes=640_000_000,
@@ -107,19 +107,27 @@ def shown_plain(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     return shown(capsys, REPORT)
 
 
-def test_loss_on_unseen_calls_is_taken_at_equal_timesteps() -> None:
+def test_loss_on_unseen_calls_is_taken_at_equal_steps() -> None:
     assert REPORT.unseen_loss() == pytest.approx(1.5)
-    assert replace(REPORT, seen=(CallScore(500.0, 90.0),)).unseen_loss() is None
+    assert replace(REPORT, seen=(CallScore(500.0, 90.0, 2),)).unseen_loss() is None
+    unlike = replace(REPORT, seen=(*REPORT.seen, CallScore(7.0, 90.0, 3)))
+    assert unlike.unseen_loss() is None
+
+
+def test_conditional_calls_are_compared_with_conditional_ones() -> None:
+    """Guidance makes two calls at a timestep, and the unconditional one is alike everywhere."""
+    held_out = (CallScore(5.0, 20.0, 0), CallScore(5.0, 40.0, 1))
+    assert replace(REPORT, held_out=held_out, seen=(CallScore(5.0, 30.0, 0),)).unseen_loss() == 10
 
 
 def test_json_holds_numbers_that_json_lacks() -> None:
-    report = replace(REPORT, held_out=(CallScore(0.0, float("inf")),))
+    report = replace(REPORT, held_out=(CallScore(0.0, float("inf"), 0),))
 
     def refuse(name: str) -> Any:
         raise AssertionError(name)
 
     loaded = json.loads(report.to_json(), parse_constant=refuse)
-    assert loaded["held_out"] == [{"timestep": 0.0, "sqnr": "inf"}]
+    assert loaded["held_out"] == [{"timestep": 0.0, "sqnr": "inf", "step": 0}]
     assert loaded["held_out_mean_sqnr"] == "inf"
 
 

@@ -15,6 +15,7 @@ from qvd_trt.export.passes.opset.node_builder import (
     operand,
     optional_operand,
     rank_of,
+    unknown,
 )
 
 
@@ -127,11 +128,11 @@ def decompose_rotary(node: ir.Node, opset: int) -> None:
     flat = rank_of(x) == 3
     heads = node.attributes.get_int("num_heads", 0)
     if flat and not heads:
-        raise UserError("num_heads is not stated")
+        raise UserError("num_heads is not stated, which three axes need; export it with four")
     caches = [operand(node, index) for index in (1, 2)]
     half = node.attributes.get_int("rotary_embedding_dim", 0) // 2 or extent_of(caches[0], -1)
     if half is None:
-        raise UserError(f"the last extent of {caches[0].name!r} is not known; run shape inference")
+        raise unknown("last extent", caches[0])
     rows = x
     if flat:
         rows = build.op("Reshape", [x, build.constant("split", np.array([0, 0, heads, -1]))])

@@ -185,9 +185,8 @@ def _read_mask(build: NodeBuilder, node: ir.Node, query: ir.Value, key: ir.Value
     if node.attributes.get_int("is_causal", 0):
         past = optional_operand(node, _PAST_KEY)
         causal = _causal(build, query, key, past)
-    closing = () if causal is None else (_bias(build, causal, query),)
     if given is None:
-        return _Mask(closing)
+        return _Mask(() if causal is None else (_bias(build, causal, query),))
     is_bool = dtype_of(given) == ir.DataType.BOOL
     # Other numbers, such as the type's least, close no row: all its keys get the same weight.
     lowest = None if is_bool else build.constant("lowest", _scalar(-math.inf, query))
@@ -200,9 +199,13 @@ def _read_mask(build: NodeBuilder, node: ir.Node, query: ir.Value, key: ir.Value
     rows = build.op("Min", [count, build.constant("once", _scalar(1.0, query))])
     if is_bool:
         return _Mask((_bias(build, allowed, query),), rows)
+    bias = given
+    if causal is not None and lowest is not None:
+        # No finite number will do: the mask may hold lower ones, which close no key.
+        bias = build.op("Where", [causal, given, lowest])
     is_open = build.op("Cast", [rows], to=int(ir.DataType.BOOL))
-    finite = build.op("Where", [is_open, given, build.constant("open", _scalar(0.0, query))])
-    return _Mask((finite, *closing), rows)
+    finite = build.op("Where", [is_open, bias, build.constant("open", _scalar(0.0, query))])
+    return _Mask((finite,), rows)
 
 
 def _bias(build: NodeBuilder, allowed: ir.Value, query: ir.Value) -> ir.Value:

@@ -104,8 +104,8 @@ def infer_dtypes(graph: ir.Graph, opset: int) -> dict[ir.Value, ir.DataType]:
                 dtype = ir.DataType.UNDEFINED  # left out by the file, and named since
             if dtype is None:
                 raise UserError(
-                    f"{describe(node)}: the type of its output {output.name!r} is not known; "
-                    "run shape inference on the model first"
+                    f"{describe(node)}: the type of its output {output.name!r} is neither stated "
+                    "nor inferred; state it in the model's value_info"
                 )
             found[output] = dtype
     return found
