@@ -6,13 +6,19 @@ call, so that the timesteps are covered uniformly as in Q-Diffusion (arXiv 2302.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
 
-from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
+from qvd_trt.calibrators.sources.calls import (
+    Denoise,
+    DenoiserCall,
+    Wanted,
+    every_trajectory,
+)
 from qvd_trt.calibrators.sources.channel_split import ChannelSplit
 from qvd_trt.calibrators.sources.conditioning import Conditioning
 from qvd_trt.calibrators.sources.samplers import Sampler, SamplerOptions, build_sampler
@@ -82,6 +88,19 @@ class SelfSamplingOptions:
         found = [f"--{name}" for name in plain if getattr(self, name) != getattr(usual, name)]
         arrays = (("--inputs", self.extra_inputs), ("--shapes", self.shapes))
         return (*found, *(name for name, value in arrays if value))
+
+    def settings(self) -> dict[str, str]:
+        """Every option as text, by the name that commands give it; of arrays, a digest."""
+        plain = (item.name for item in fields(self) if item.name not in ("extra_inputs", "shapes"))
+        arrays = hashlib.sha256()
+        for name, array in sorted((self.extra_inputs or {}).items()):
+            arrays.update(f"{name} {array.dtype} {array.shape}".encode())
+            arrays.update(np.ascontiguousarray(array).tobytes())
+        return {
+            **{f"--{name}": str(getattr(self, name)) for name in plain},
+            "--inputs": f"sha256:{arrays.hexdigest()}" if self.extra_inputs else "None",
+            "--shapes": str(sorted((self.shapes or {}).items())),
+        }
 
     def sampler_options(self) -> SamplerOptions:
         """What the sampler is built with."""
@@ -154,9 +173,18 @@ class SelfSampling:
         """Number of samples."""
         return self._options.samples
 
-    def calls(self) -> int:
+    def calls(self, wanted: Wanted = every_trajectory) -> int:
         """Samples x steps, twice that under guidance."""
-        return self._options.samples * self._options.steps * (2 if self._options.guided else 1)
+        samples = sum(map(wanted, range(self._options.samples)))
+        return samples * self._options.steps * (2 if self._options.guided else 1)
+
+    def settings(self) -> Mapping[str, str]:
+        """Every option, and a digest of the given arrays."""
+        return self._options.settings()
+
+    def needs_predictions(self) -> bool:
+        """Each step goes on from the prediction before."""
+        return True
 
     def drawn_inputs(self) -> tuple[str, ...]:
         """Inputs that were neither given nor sampled, and so were made up; warn about them."""
@@ -177,15 +205,15 @@ class SelfSampling:
             "--sampler, --prediction and --schedule are those the model was trained for"
         )
 
-    def drive(self, denoise: Denoise) -> None:
-        """Sample every trajectory.
+    def drive(self, denoise: Denoise, wanted: Wanted = every_trajectory) -> None:
+        """Sample the wanted trajectories.
 
         Raises:
             UserError: a trajectory becomes NaN or Inf, or the model's output does not fit its
                 latent input.
         """
         self._largest = _Size(1.0, 0, 0)
-        for sample in range(self._options.samples):
+        for sample in filter(wanted, range(self._options.samples)):
             self._drive_sample(sample, denoise)
 
     def _drive_sample(self, sample: int, denoise: Denoise) -> None:
