@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qvd_trt.calibrators.sources.calls import CalibrationSource, DenoiserCall
+from qvd_trt.calibrators.sources.self_sampling import LatentSize, SelfSampling
 from qvd_trt.calibrators.sources.shard import WHOLE, Shard
 from qvd_trt.calibrators.statistics.calibration_part import CalibrationPart, FirstCall, Position
 from qvd_trt.calibrators.statistics.collector import StatisticsCollector
@@ -68,6 +69,7 @@ class Collection:
         advance: Advance,
     ) -> None:
         self._collector = collector
+        self._source = source
         self._share = share
         self._advance = advance
         trajectories = source.trajectories()
@@ -124,12 +126,13 @@ class Collection:
 
     def finish(self, position: Position | None = None) -> CalibrationPart:
         """All that was collected, before and now."""
-        now = CalibrationPart(self._collector.finish(), KeptCalls(), KeptCalls(), None)
+        largest = self._source.largest if isinstance(self._source, SelfSampling) else LatentSize()
+        now = CalibrationPart(
+            self._collector.finish(), KeptCalls(), KeptCalls(), self._first, largest
+        )
         if self._share.done is not None:
             now = self._share.done.merged(now)
-        return replace(
-            now, held_out=self._held_out, seen=self._seen, first=self._first, position=position
-        )
+        return replace(now, held_out=self._held_out, seen=self._seen, position=position)
 
     def _is_to_run(self, call: DenoiserCall) -> bool:
         begin = self._share.begin

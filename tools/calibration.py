@@ -103,7 +103,9 @@ def _merge(request: QuantizeRequest, model: FloatModel, sites: GraphSites) -> Ca
     sweep = () if request.training_timesteps is None else ("--temporal-timesteps",)
     why = "the shards of --merge-stats were calibrated; leave it out"
     unused = told_unused((*request.sampling.given(), *sweep), why)
-    return Calibration(stats, run.description, unused, saved=request.stats is not None)
+    diverged = part.largest.divergence()
+    warnings = unused if diverged is None else (*unused, diverged)
+    return Calibration(stats, run.description, warnings, saved=request.stats is not None)
 
 
 def _unused(request: QuantizeRequest, why: str) -> tuple[str, ...]:

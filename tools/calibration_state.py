@@ -80,7 +80,7 @@ def collect(
         done = _kept_state(request, model, sites, run) if request.resume else None
         share = Share(shard, done, lambda part: save_part(run, shard, part, partial))
     part = calibrate_share(model, sites, source, options, share, progress)
-    if isinstance(source, SelfSampling) and (diverged := source.divergence()) is not None:
+    if (diverged := part.largest.divergence()) is not None:
         warnings = (*warnings, diverged)
     return Collected(run, part, warnings)
 

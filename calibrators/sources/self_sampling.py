@@ -118,12 +118,27 @@ class SelfSamplingOptions:
         return self.guidance is not None and self.guidance != 1.0
 
 
-class _Size(NamedTuple):
+class LatentSize(NamedTuple):
     """Root mean square of a latent, and where it was met."""
 
-    rms: float
-    sample: int
-    step: int
+    rms: float = 1.0
+    sample: int = 0
+    step: int = 0
+
+    def divergence(self) -> str | None:
+        """A warning when this largest latent is far beyond its noise, or None.
+
+        Noise and data of the supported families have unit scale, and so has every model input in
+        between. Wrong weights of the sampler let it grow by orders of magnitude.
+        """
+        if self.rms < DIVERGED:
+            return None
+        return (
+            f"self-sampled trajectories diverge: the latent grows to {self.rms:.3g} times its "
+            f"usual size (trajectory {self.sample}, step {self.step}), and figures on it say "
+            "nothing; check that --sampler, --prediction and --schedule are those the model was "
+            "trained for"
+        )
 
 
 class SelfSampling:
@@ -147,7 +162,7 @@ class SelfSampling:
         )
         if options.guided:
             self._conditioning.require_unconditional()
-        self._largest = _Size(1.0, 0, 0)
+        self._largest = LatentSize()
         self._times = _cast_timesteps(
             self._sampler, signature.input(signature.timestep), options.sampler
         )
@@ -190,20 +205,14 @@ class SelfSampling:
         """Inputs that were neither given nor sampled, and so were made up; warn about them."""
         return self._conditioning.drawn
 
-    def divergence(self) -> str | None:
-        """A warning when the trajectories driven so far grew far beyond their noise, or None.
+    @property
+    def largest(self) -> LatentSize:
+        """The largest latent of the trajectories driven so far; unit size where none is larger."""
+        return self._largest
 
-        Noise and data of the supported families have unit scale, and so has every model input in
-        between. Wrong weights of the sampler let it grow by orders of magnitude.
-        """
-        rms, sample, step = self._largest
-        if rms < DIVERGED:
-            return None
-        return (
-            f"self-sampled trajectories diverge: the latent grows to {rms:.3g} times its usual "
-            f"size (trajectory {sample}, step {step}), and figures on it say nothing; check that "
-            "--sampler, --prediction and --schedule are those the model was trained for"
-        )
+    def divergence(self) -> str | None:
+        """A warning when the trajectories driven so far grew far beyond their noise, or None."""
+        return self._largest.divergence()
 
     def drive(self, denoise: Denoise, wanted: Wanted = every_trajectory) -> None:
         """Sample the wanted trajectories.
@@ -212,7 +221,7 @@ class SelfSampling:
             UserError: a trajectory becomes NaN or Inf, or the model's output does not fit its
                 latent input.
         """
-        self._largest = _Size(1.0, 0, 0)
+        self._largest = LatentSize()
         for sample in filter(wanted, range(self._options.samples)):
             self._drive_sample(sample, denoise)
 
@@ -287,7 +296,7 @@ class SelfSampling:
         given = state if last else self._sampler.scale_input(state, index + 1)
         if given.size:
             rms = float(np.sqrt(np.mean(np.square(given, dtype=np.float64))))
-            self._largest = max(self._largest, _Size(rms, sample, index))
+            self._largest = max(self._largest, LatentSize(rms, sample, index))
 
     def _check_finite(self, state: Float32Array, sample: int, index: int) -> None:
         if not np.isfinite(state).all():

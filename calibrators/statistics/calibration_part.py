@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qvd_trt.calibrators.sources.self_sampling import LatentSize
 from qvd_trt.calibrators.sources.shard import Shard
 from qvd_trt.calibrators.statistics.activation_stats import ActivationStats
 from qvd_trt.calibrators.statistics.kept_calls import KeptCalls
@@ -80,6 +81,7 @@ class CalibrationPart:
         held_out: Calls kept out of the statistics.
         seen: Some of the calls that are in the statistics.
         first: The first call that was made, or None.
+        largest: The largest latent of self-sampled trajectories.
         position: Where to go on; None when the part is finished.
     """
 
@@ -87,6 +89,7 @@ class CalibrationPart:
     held_out: KeptCalls
     seen: KeptCalls
     first: FirstCall | None
+    largest: LatentSize
     position: Position | None = None
 
     def merged(self, other: CalibrationPart) -> CalibrationPart:
@@ -101,6 +104,7 @@ class CalibrationPart:
             self.held_out.merged(other.held_out),
             self.seen.merged(other.seen),
             min(firsts, key=lambda call: (call.trajectory, call.step), default=None),
+            max(self.largest, other.largest),
         )
 
 

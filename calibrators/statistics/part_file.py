@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from qvd_trt.calibrators.sources.self_sampling import LatentSize
 from qvd_trt.calibrators.sources.shard import Shard
 from qvd_trt.calibrators.statistics.calibration_part import (
     CalibrationPart,
@@ -61,6 +62,7 @@ def save_part(run: CalibrationRun, shard: Shard, part: CalibrationPart, path: Pa
         "held_out": _places(part.held_out),
         "seen": _places(part.seen),
         "first": first,
+        "largest": list(part.largest),
         "position": None if part.position is None else asdict(part.position),
     }
     write_arrays(arrays, header, path)
@@ -102,6 +104,7 @@ def load_part(path: Path, option: str) -> CalibrationPart:
                 found["seen"]["stride"],
             ),
             None if found["first"] is None else _first(data, found["first"]),
+            LatentSize(*found["largest"]),
             None if found["position"] is None else Position(**found["position"]),
         )
 
