@@ -24,7 +24,7 @@ HELD_OUT_STRIDE = 5
 CALLS_BETWEEN_SAVES = 16
 """Within a trajectory the state is saved after so many calls, where it can be gone on with."""
 
-SAVING_SHARE = 0.03
+SAVING_SHARE = 0.02
 """At most this share of the time goes into saving: a state is skipped when it comes too soon."""
 
 _NOT_RUN: Float32Array = np.zeros(0, np.float32)

@@ -111,7 +111,7 @@ def write_arrays(arrays: Mapping[str, AnyArray], header: Mapping[str, Any], path
     buffer = io.BytesIO()
     np.savez(buffer, header=np.array(json.dumps(header)), **arrays)  # type: ignore[arg-type]
     try:
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, buffer.getbuffer())
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}); free space, or give --stats "
