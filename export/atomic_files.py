@@ -39,7 +39,7 @@ def written_together(path: Path) -> Iterator[Path]:
             file.replace(path.parent / file.name)
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write one whole file: never half of it, and nothing after an error."""
     with written_together(path) as staged:
         staged.write_bytes(content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 import zlib
@@ -22,7 +21,7 @@ from qvd_trt.calibrators.statistics.activation_stats import (
     TemporalFeatures,
 )
 from qvd_trt.export.arrays import AnyArray
-from qvd_trt.export.atomic_files import not_a_file, write_atomically
+from qvd_trt.export.atomic_files import not_a_file, written_together
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.plan.site_types import GraphSites
@@ -108,10 +107,10 @@ def write_arrays(arrays: Mapping[str, AnyArray], header: Mapping[str, Any], path
     Raises:
         UserError: the disk is full, or takes no such file.
     """
-    buffer = io.BytesIO()
-    np.savez(buffer, header=np.array(json.dumps(header)), **arrays)  # type: ignore[arg-type]
     try:
-        write_atomically(path, buffer.getbuffer())
+        # Not in memory first: the statistics of a large model take a gigabyte.
+        with written_together(path) as staged, staged.open("wb") as file:
+            np.savez(file, header=np.array(json.dumps(header)), **arrays)  # type: ignore[arg-type]
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}); free space, or give --stats "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,6 +117,21 @@ def test_shards_merge_into_one_run(
     ]
     found = complete(model, sites, merged(parts, data), sweep=True)
     assert content(found) == content(whole)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_calls_of_equal_content_in_any_order(known: bool) -> None:
+    """Their rows have equal priorities, and zeros of either sign."""
+    model, sites = subject()
+    source = Calls([3, 4, 3, 4, 3], 2, known)
+    whole = content(calibrate(model, sites, source, OPTIONS))
+    parts = [
+        calibrate_share(model, sites, source, OPTIONS, Share(Shard(index, 3)))
+        for index in (1, 2, 3)
+    ]
+    for a, b, c in itertools.permutations(parts):
+        for part in (a.merged(b).merged(c), a.merged(b.merged(c))):
+            assert content(complete(model, sites, part, sweep=True)) == whole
 
 
 def test_the_comparison_sees_a_missing_shard() -> None:

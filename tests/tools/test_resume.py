@@ -180,6 +180,18 @@ def test_what_a_killed_writer_left_is_removed(calls: Command) -> None:
     assert {path.name for path in calls.folder.glob(".*")} == set(others)
 
 
+def on_a_small_disk(most: int, command: Command, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run where no file may be larger than so many bytes."""
+    return subprocess.run(
+        [*PROCESS, "text.onnx", *options],
+        cwd=command.folder,
+        check=False,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
+    )
+
+
 @pytest.mark.parametrize(
     "options", [(), ("--shard", "1/2"), ("--merge-stats", "first.npz", "second.npz")], ids=str
 )
@@ -190,16 +202,20 @@ def test_a_full_disk(calls: Command, options: Sequence[str]) -> None:
         calls.done("text.onnx", *SAMPLED, "--stats", stats, "--shard", f"{index}/2")
     before = {path: path.stat().st_size for path in calls.folder.rglob("*")}
     sampling = () if options[:1] == ("--merge-stats",) else SAMPLED
-    done = subprocess.run(
-        [*PROCESS, "text.onnx", *sampling, "--stats", "s.npz", *options],
-        cwd=calls.folder,
-        check=False,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16)),
-    )
+    done = on_a_small_disk(1 << 16, calls, *sampling, "--stats", "s.npz", *options)
     assert done.returncode == 2
     assert done.stderr.startswith("qvd-export: error: s.npz")
     assert "cannot be written (File too large); free space" in done.stderr
     assert done.stderr.count("\n") == 1
     assert {path: path.stat().st_size for path in calls.folder.rglob("*")} == before
+
+
+def test_a_disk_that_was_full_and_has_room_again(calls: Command) -> None:
+    calls.done("text.onnx", *SAMPLED, "--stats", "one.npz", "-o", "one.onnx")
+    resuming = (*SAMPLED, "--stats", "s.npz", "-o", "s.onnx", "--resume")
+    most = (calls.folder / "one.npz").stat().st_size - 1
+    assert on_a_small_disk(most, calls, *resuming).returncode == 2
+    assert (calls.folder / PARTIAL).exists()
+    assert not (calls.folder / "s.npz").exists()
+    calls.done("text.onnx", *resuming)
+    assert_same_files(calls.folder, "one", "s")
