@@ -21,6 +21,7 @@ from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall, Wanted, eve
 from qvd_trt.calibrators.sources.shard import Shard
 from qvd_trt.calibrators.statistics.activation_stats import ActivationStats, ReferenceCall
 from qvd_trt.calibrators.statistics.calibration_part import CalibrationPart, CalibrationRun
+from qvd_trt.calibrators.statistics.collector import StatisticsCollector
 from qvd_trt.calibrators.statistics.kept_calls import HELD_OUT_CALLS, KeptCalls
 from qvd_trt.calibrators.statistics.part_file import load_header, load_part, save_part
 from qvd_trt.calibrators.statistics.stats_file import load_stats, save_stats
@@ -29,6 +30,7 @@ from qvd_trt.export.graph.find_sites import find_sites
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.model_file import open_model
 from qvd_trt.export.plan.site_types import GraphSites
+from tests.export.graphs import GraphBuilder
 from tests.tools.recorded_calls import text_model
 
 OPTIONS = CalibrationOptions(sweep_training_timesteps=True)
@@ -132,6 +134,31 @@ def test_calls_of_equal_content_in_any_order(known: bool) -> None:
     for a, b, c in itertools.permutations(parts):
         for part in (a.merged(b).merged(c), a.merged(b.merged(c))):
             assert content(complete(model, sites, part, sweep=True)) == whole
+            assert part.first is not None
+            assert (part.first.trajectory, part.first.step) == (0, 0)
+
+
+def test_zeros_of_either_sign_are_one(tmp_path: Path) -> None:
+    """Which of them a minimum gives depends on the order of its operands."""
+    net = GraphBuilder(seed=2)
+    sample = net.input("sample", ["batch", 16, 6, 6])
+    net.input("timestep", ["batch"])
+    x = net.conv(sample, 16, 16, (1, 1), "first")
+    minus_zero = net.constant("minus_zero", np.float32(-0.0))
+    x = net.op("Mul", net.op("Abs", x, name="positive"), minus_zero, name="zeros")
+    x = net.conv(x, 16, 16, (3, 3), "middle", pads=[1, 1, 1, 1])
+    x = net.conv(x, 16, 16, (1, 1), "last")
+    onnx.save(net.model({x: ["batch", 16, 6, 6]}), tmp_path / "m.onnx")
+    model = open_model(tmp_path / "m.onnx")
+    sites = find_sites(model)
+    collector = StatisticsCollector(model, sites, rows=False)
+    zeros = -np.zeros((1, 16, 6, 6), np.float32)
+    collector.observe(DenoiserCall({"sample": zeros, "timestep": -np.zeros(1, np.float32)}, 0, 0))
+    stats = collector.finish()
+    ranges = stats.sites["zeros_out"].ranges
+    for value in (ranges.minimum, ranges.maximum, list(stats.input_ranges.values())):
+        np.testing.assert_array_equal(value, 0)
+        assert not np.signbit(value).any()
 
 
 def test_the_comparison_sees_a_missing_shard() -> None:
