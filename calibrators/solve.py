@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from qvd_trt.calibrators.algorithms.algorithm import Algorithm
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
+from qvd_trt.calibrators.parallel_map import parallel_map
 from qvd_trt.calibrators.statistics.activation_stats import ActivationStats, TemporalFeatures
 from qvd_trt.calibrators.temporal.codebooks import CODEBOOKS
 from qvd_trt.calibrators.temporal.solve_temporal_site import (
@@ -103,50 +105,73 @@ def solve(
     options: SolveOptions,
     progress: Callable[[], None] = lambda: None,
 ) -> QuantPlan:
-    """Solve every site.
+    """Solve every site, on all cores; the result does not depend on their number.
 
     Args:
         sites: What is quantized, and the layers already known to stay float.
         stats: Statistics of these sites.
-        read_weight: Returns an initializer by name; called once per layer and not held.
+        read_weight: Returns an initializer by name; called once per layer, in several threads, and
+            not held.
         options: The user's decisions.
         progress: Called after each site.
 
     Raises:
         UserError: the statistics lack a site, or rows that the algorithm needs.
     """
-    all_kept = list(sites.kept)
-    dense_plans = []
-    for site in sites.dense:
-        site, narrow = _without_gemv(site, stats)
-        all_kept += narrow
-        if never_exercised(site, stats):
-            all_kept += [KeptLayer(e.name, e.op.value, NEVER_EXERCISED) for e in site.layers]
-            progress()
-            continue
-        if site.layers:
-            plan = options.algorithm.solve(_problem(site, stats, read_weight, options))
-            plan, weak = _without_weak_layers(site, plan, options.min_sqnr)
-            all_kept += weak
-            if plan.layers:
-                dense_plans.append(plan)
-        progress()
-    temporal_plans: list[TemporalPlan] = []
-    for site in sites.temporal:
-        if (reason := _float_feature(site, sites, stats, options)) is None:
-            temporal_plans.append(_temporal_plan(site, stats, read_weight, options))
-        else:
-            all_kept += [KeptLayer(layer.name, layer.op.value, reason) for layer in site.layers]
-        progress()
+
+    def dense(site: Site) -> _Solved:
+        return _solve_dense(site, stats, read_weight, options)
+
+    def temporal(site: Site) -> _Solved:
+        return _solve_temporal(site, sites, stats, read_weight, options)
+
+    solved = parallel_map(dense, sites.dense, progress)
+    solved += parallel_map(temporal, sites.temporal, progress)
+    plans = [found.plan for found in solved if found.plan is not None]
     return QuantPlan(
         model_hash=stats.model_hash,
         bits=options.bits,
         algorithm=options.algorithm.name,
-        dense=tuple(dense_plans),
-        temporal=tuple(temporal_plans),
-        kept=tuple(all_kept),
+        dense=tuple(plan for plan in plans if isinstance(plan, DensePlan)),
+        temporal=tuple(plan for plan in plans if isinstance(plan, TemporalPlan)),
+        kept=(*sites.kept, *(layer for found in solved for layer in found.kept)),
         float32=float32_tensors(stats),
     )
+
+
+class _Solved(NamedTuple):
+    plan: DensePlan | TemporalPlan | None
+    kept: Sequence[KeptLayer] = ()
+
+
+def _solve_dense(
+    site: Site,
+    stats: ActivationStats,
+    read_weight: Callable[[str], AnyArray],
+    options: SolveOptions,
+) -> _Solved:
+    site, narrow = _without_gemv(site, stats)
+    if never_exercised(site, stats):
+        idle = [KeptLayer(layer.name, layer.op.value, NEVER_EXERCISED) for layer in site.layers]
+        return _Solved(None, narrow + idle)
+    if not site.layers:
+        return _Solved(None, narrow)
+    plan = options.algorithm.solve(_problem(site, stats, read_weight, options))
+    plan, weak = _without_weak_layers(site, plan, options.min_sqnr)
+    return _Solved(plan if plan.layers else None, narrow + weak)
+
+
+def _solve_temporal(
+    site: Site,
+    sites: GraphSites,
+    stats: ActivationStats,
+    read_weight: Callable[[str], AnyArray],
+    options: SolveOptions,
+) -> _Solved:
+    reason = _float_feature(site, sites, stats, options)
+    if reason is None:
+        return _Solved(_temporal_plan(site, stats, read_weight, options))
+    return _Solved(None, [KeptLayer(e.name, e.op.value, reason) for e in site.layers])
 
 
 def constant_inputs(stats: ActivationStats) -> frozenset[str]:

@@ -92,8 +92,7 @@ def apply_plan(model: FloatModel, plan: QuantPlan, options: ApplyOptions) -> ir.
         InsertHtdq(plan.temporal),
         InsertQdq(plan.dense, plan.temporal, model.layers, target, scale_type),
     ]
-    if len({site.tensor for site in plan.dense}) < len(plan.dense):
-        passes.append(NameFixPass())  # two sites on one tensor name their nodes after it
+    passes.append(NameFixPass())  # two sites on one tensor name their nodes after it
     if options.dtype is not FloatType.FP32:
         passes.append(
             LowerPrecision(
@@ -132,6 +131,7 @@ def fold_only(model: FloatModel, plan: QuantPlan) -> ir.Model:
     check_plan(model, plan)
     rewritten = model.prepared.clone()
     FoldScri(plan.dense, model.layers)(rewritten)
+    NameFixPass()(rewritten)
     return rewritten
 
 

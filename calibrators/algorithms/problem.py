@@ -109,26 +109,6 @@ def reference_output(problem: SiteProblem, layer: Layer) -> Reference:
     return Reference(output, max(float(np.mean(np.square(output, dtype=np.float64))), 1e-30))
 
 
-def activation_noise(problem: SiteProblem, layer: Layer, activation: ActivationQuant) -> float:
-    """Mean square of ``(Q(X') - X') W'``: what the activation's grid alone does to the output."""
-    rows = problem.rows(layer)
-    error = quantized_rows(rows, activation) - transformed_rows(rows, activation)
-    if activation.smooth is not None:
-        error = error * activation.smooth[None, :, None]
-    output = layer_output(layer, error, problem.weights[layer.name])
-    return float(np.mean(np.square(output, dtype=np.float64)))
-
-
-def weight_noise(
-    problem: SiteProblem, layer: Layer, activation: ActivationQuant, grid: WeightQuant
-) -> float:
-    """Mean square of ``X' (Q(W') - W')``: what the weight's grid alone does to the output."""
-    folded = folded_weight(layer, problem.weights[layer.name], activation)
-    error = fake_quantized(folded, grid) - folded
-    output = layer_output(layer, transformed_rows(problem.rows(layer), activation), error)
-    return float(np.mean(np.square(output, dtype=np.float64)))
-
-
 def output_error(
     problem: SiteProblem,
     layer: Layer,

@@ -7,20 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from operator import itemgetter
-from typing import NamedTuple
 
 import numpy as np
 
-from qvd_trt.calibrators.algorithms.algorithm import Algorithm, absmax_weights, mse_weights
+from qvd_trt.calibrators.algorithms.algorithm import Algorithm, mse_weights
 from qvd_trt.calibrators.algorithms.cross_validation import left_out
-from qvd_trt.calibrators.algorithms.problem import (
-    SiteProblem,
-    activation_noise,
-    reference_output,
-    weight_noise,
-)
+from qvd_trt.calibrators.algorithms.judge import Judge
+from qvd_trt.calibrators.algorithms.problem import SiteProblem
 from qvd_trt.calibrators.algorithms.scri_map import DEAD_CHANNEL, MapRule, weight_reach
-from qvd_trt.export.plan.quant_plan import FLOAT_BITS, ActivationQuant
+from qvd_trt.export.arrays import Float32Array
+from qvd_trt.export.plan.quant_plan import ActivationQuant
 
 ALPHAS = (0.35, 0.5, 0.65, 0.8, 1.0)
 
@@ -65,12 +61,12 @@ def gated_grid(problem: SiteProblem) -> ActivationQuant:
     folds = left_out(problem)
     if not folds:
         return PLAIN.grid(problem, weight_reach(problem))
-    judge = _Judge(problem, folds)
+    judge = Judge(problem, folds)
     if problem.trajectories == 1:
-        plain = _best(judge, [PLAIN])
-        if plain.cost < _safe_cost(problem):
-            return plain.grid
-    return _best(judge, _rules(problem)).grid
+        plain = _Candidate(judge, PLAIN, weight_reach(problem))
+        if plain.cost(1.0) < _safe_cost(problem):
+            return plain.grid(1.0)
+    return _best(judge, _rules(problem))
 
 
 def _safe_cost(problem: SiteProblem) -> float:
@@ -79,14 +75,10 @@ def _safe_cost(problem: SiteProblem) -> float:
     return len(problem.site.layers) * float(10 ** (-decibels / 10))
 
 
-class _Choice(NamedTuple):
-    grid: ActivationQuant
-    cost: float
-
-
-def _best(judge: _Judge, rules: Sequence[MapRule]) -> _Choice:
-    """The rule and ratio of least cost: all rules at some ratios, then the best at all."""
-    maps = sorted((_Candidate(judge, rule) for rule in rules), key=_Candidate.first_cost)
+def _best(judge: Judge, rules: Sequence[MapRule]) -> ActivationQuant:
+    """The grid of the rule and ratio of least cost: all at some ratios, then the best at all."""
+    reach = weight_reach(judge.problem)
+    maps = sorted((_Candidate(judge, rule, reach) for rule in rules), key=_Candidate.first_cost)
     roomy, clipped = (
         min(
             ((found.cost(ratio), found, ratio) for found in maps[:FINALISTS] for ratio in ratios),
@@ -94,30 +86,18 @@ def _best(judge: _Judge, rules: Sequence[MapRule]) -> _Choice:
         )
         for ratios in (HEADROOM_RATIOS, CLIP_RATIOS)
     )
-    cost, best, ratio = clipped if clipped[0] < CLIP_GAIN * roomy[0] else roomy
-    return _Choice(best.grid(ratio), cost)
-
-
-class _Judge:
-    """What is the same for all candidates of a site."""
-
-    def __init__(self, problem: SiteProblem, folds: Sequence[SiteProblem]) -> None:
-        self.problem = problem
-        self.folds = folds
-        self.reach = weight_reach(problem)
-        self.power = {
-            layer.name: reference_output(problem, layer).power for layer in problem.site.layers
-        }
+    _, best, ratio = clipped if clipped[0] < CLIP_GAIN * roomy[0] else roomy
+    return best.grid(ratio)
 
 
 class _Candidate:
     """A rule, with its maps of every fold."""
 
-    def __init__(self, judge: _Judge, rule: MapRule) -> None:
-        self.rule = rule
+    def __init__(self, judge: Judge, rule: MapRule, reach: Float32Array) -> None:
         self._judge = judge
-        self._grids = [rule.grid(fold, judge.reach) for fold in judge.folds]
-        self._weight_cost = _weight_cost(judge, rule)
+        self._whole = rule.grid(judge.problem, reach)
+        self._folds = [rule.grid(fold, reach) for fold in judge.folds]
+        self._weight_noise = judge.weight_noise(self._whole)
         self._price = PAD_BEFORE_SHIFT_COST if rule.shifted and judge.problem.site.padded else 1.0
 
     def grid(self, ratio: float) -> ActivationQuant:
@@ -126,10 +106,9 @@ class _Candidate:
         Headroom is above the range of them all. A clipping is that which served in the folds: a
         wider range with more data does not move the best place to clip.
         """
-        whole = self.rule.grid(self._judge.problem, self._judge.reach)
         if ratio >= 1:
-            return _scaled(whole, ratio)
-        return replace(whole, scale=float(np.mean([grid.scale for grid in self._grids])) * ratio)
+            return _scaled(self._whole, ratio)
+        return replace(self._whole, scale=float(np.mean([g.scale for g in self._folds])) * ratio)
 
     def first_cost(self) -> float:
         return min(map(self.cost, FIRST_RATIOS))
@@ -139,28 +118,12 @@ class _Candidate:
 
         The standard error keeps a candidate that fails in one of a few folds from winning by luck.
         """
-        judge = self._judge
-        folds = [
-            sum(
-                activation_noise(fold, layer, _scaled(grid, ratio)) / judge.power[layer.name]
-                for layer in judge.problem.site.layers
-            )
-            for fold, grid in zip(judge.folds, self._grids, strict=True)
+        noise = [
+            self._judge.activation_noise(index, _scaled(grid, ratio))
+            for index, grid in enumerate(self._folds)
         ]
-        error = np.std(folds) / math.sqrt(max(len(folds) - 1, 1))
-        return float(np.mean(folds) + error + self._weight_cost) * self._price
-
-
-def _weight_cost(judge: _Judge, rule: MapRule) -> float:
-    problem = judge.problem
-    if problem.bits.weight == FLOAT_BITS:
-        return 0.0
-    grid = rule.grid(problem, judge.reach)
-    return sum(
-        weight_noise(problem, layer, grid, absmax_weights(problem, layer, grid))
-        / judge.power[layer.name]
-        for layer in problem.site.layers
-    )
+        error = np.std(noise) / math.sqrt(max(len(noise) - 1, 1))
+        return float(np.mean(noise) + error + self._weight_noise) * self._price
 
 
 def _scaled(grid: ActivationQuant, ratio: float) -> ActivationQuant:

@@ -236,11 +236,17 @@ def check_belongs(model_hash: str, model: FloatModel, path: Path, option: str = 
 def check_sound(
     stats: ActivationStats, sites: GraphSites, path: Path, option: str = "--stats"
 ) -> None:
-    """Refuse statistics that are not finite or not of the sites' channels.
+    """Refuse statistics that lack a layer, are not finite or not of the sites' channels.
 
     Raises:
-        UserError: naming the file and the tensor.
+        UserError: naming the file and the layer or tensor.
     """
+    for layer in sites.all_layers:
+        if layer.name not in stats.output_elements:
+            raise UserError(
+                f"{option}: {path} knows nothing of layer {layer.name!r}, another version of "
+                "qvd-export wrote it; delete it and calibrate again"
+            )
     arrays: list[tuple[str, int, AnyArray]] = []
     for site in sites.dense:
         if (found := stats.sites.get(site.key)) is not None:

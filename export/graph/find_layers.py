@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import math
+from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from qvd_trt.export.graph.values import is_weight, static_shape
+from qvd_trt.export.graph.values import bodies, constant_values, is_weight, static_shape
 from qvd_trt.export.plan.site_types import Layer, LayerOp, OddLayer, Window
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
@@ -25,28 +26,28 @@ def find_layers(graph: ir.Graph) -> tuple[list[Layer], list[OddLayer]]:
     """
     layers: list[Layer] = []
     odd: list[OddLayer] = []
-    weights = _weights(graph)
+    weights = constant_values(graph)
+    for node, operand in _multipliers(graph, weights):
+        layer = _read_layer(node, operand)
+        if isinstance(layer, str):
+            odd.append(_odd(node, layer, operand))
+        else:
+            layers.append(layer)
+    for owner, body in bodies(graph):
+        weights = constant_values(body, weights)
+        reason = f"inside the body of {owner.op_type} {owner.name}"
+        odd += [_odd(node, reason, operand) for node, operand in _multipliers(body, weights)]
+    return layers, odd
+
+
+def _multipliers(graph: ir.Graph, weights: set[ir.Value]) -> Iterator[tuple[ir.Node, int]]:
+    """The nodes that multiply an activation with a weight, and which operand the weight is."""
     for node in graph:
         if node.domain or node.op_type not in _MULTIPLIERS:
             continue
         constant = [value in weights for value in node.inputs[:2]]
-        if len(constant) < 2 or constant[0] == constant[1]:
-            continue
-        layer = _read_layer(node, constant.index(True))
-        if isinstance(layer, str):
-            odd.append(_odd(node, layer, node.inputs[constant.index(True)]))
-        else:
-            layers.append(layer)
-    return layers, odd
-
-
-def _weights(graph: ir.Graph) -> set[ir.Value | None]:
-    """All tensors that are stored, or computed from stored ones alone."""
-    weights: set[ir.Value | None] = {v for v in graph.initializers.values() if is_weight(v)}
-    for node in graph:
-        if node.inputs and all(value is None or value in weights for value in node.inputs):
-            weights.update(node.outputs)
-    return weights
+        if len(constant) == 2 and constant[0] != constant[1]:
+            yield node, constant.index(True)
 
 
 def module_path(node: ir.Node) -> str:
@@ -58,27 +59,38 @@ def module_path(node: ir.Node) -> str:
     return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
 
 
-def _odd(node: ir.Node, reason: str, weight: ir.Value | None) -> OddLayer:
-    return OddLayer(
-        node.name or "", node.op_type, reason, node.outputs[0].name or "", _cost(node, weight)
-    )
+def _odd(node: ir.Node, reason: str, operand: int) -> OddLayer:
+    name, output = node.name or "", node.outputs[0].name or ""
+    return OddLayer(name, node.op_type, reason, output, _cost(node, operand))
 
 
-def _cost(node: ir.Node, weight: ir.Value | None) -> float:
+def _cost(node: ir.Node, operand: int) -> float:
     """Multiply-accumulates per output element; 0 where the weight's shape is not known."""
+    weight = node.inputs[operand]
     if weight is None or weight.shape is None or not weight.shape.is_static():
         return 0.0
     shape = static_shape(weight)
-    size = float(math.prod(shape))
     if node.op_type == "ConvTranspose":
         strides = math.prod(node.attributes.get_ints("strides", [1]))
-        return size / (shape[1] * node.attributes.get_int("group", 1) * strides)
+        return math.prod(shape) / (shape[1] * node.attributes.get_int("group", 1) * strides)
     if node.op_type == LayerOp.CONV:
-        return size / shape[0]
-    if node.op_type == "Einsum" or weight is node.inputs[0]:
-        return size / max(shape)
-    out = shape[-2 if node.attributes.get_int("transB", 0) else -1]
-    return size / math.prod(shape[:-2]) / out
+        return float(math.prod(shape[1:]))
+    if node.op_type == "Einsum":
+        return _einsum_cost(node.attributes.get_string("equation", ""), operand, shape)
+    transposed = node.attributes.get_int(("transA", "transB")[operand], 0)
+    contracted = (-1, -2)[operand ^ transposed] if len(shape) > 1 else 0
+    return float(shape[contracted])
+
+
+def _einsum_cost(equation: str, operand: int, shape: tuple[int, ...]) -> float:
+    """The product of the extents that the weight has and the output does not."""
+    terms, arrow, out = equation.replace(" ", "").partition("->")
+    if not arrow:
+        out = "".join(label for label in terms if terms.count(label) == 1)
+    before, _, after = terms.split(",")[operand].partition("...")
+    extents = dict(zip(before, shape, strict=False))
+    extents |= zip(after[::-1], shape[::-1], strict=False)
+    return float(math.prod(extent for label, extent in extents.items() if label not in out))
 
 
 def _read_layer(node: ir.Node, operand: int) -> Layer | str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
@@ -12,6 +12,7 @@ from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.find_layers import module_path
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.graph.temporal_path import TemporalPath, find_temporal_path
+from qvd_trt.export.graph.values import all_inputs, readers
 from qvd_trt.export.plan.site_types import (
     MIN_CHANNELS,
     GraphSites,
@@ -66,7 +67,7 @@ def find_sites(model: FloatModel, keep_patterns: Iterable[str] = ()) -> GraphSit
 def _nothing_left(model: FloatModel, reasons: Mapping[str, str]) -> str:
     """Why no layer is quantized: the commonest of the reasons."""
     counts = Counter(reasons.values())
-    counts.update(layer.reason for layer in model.odd_layers)
+    counts.update(layer.reason for layer in model.odd_layers if layer.name not in reasons)
     if not counts:
         return "the model has no Conv, Gemm or MatMul with constant weights; nothing to quantize"
     reason, count = counts.most_common(1)[0]
@@ -124,13 +125,27 @@ def _names(node: ir.Node, layer: Layer) -> tuple[str, ...]:
 
 
 def _end_layers(model: FloatModel) -> dict[str, str]:
-    """The layers that touch the latent, or write the output, with no other layer between."""
+    """The layers that touch the latent, or write the output, with no other layer between.
+
+    A layer of a form that stays float is a layer, too.
+    """
     signature, graph = model.signature, model.graph
     latent = next(value for value in graph.inputs if value.name == signature.latent)
     prediction = next(value for value in graph.outputs if value.name == signature.output.name)
+    reading = readers(graph)
+
+    def after(node: ir.Node) -> Iterator[ir.Node]:
+        for output in node.outputs:
+            yield from reading.get(output, ())
+
+    def before(node: ir.Node) -> Iterator[ir.Node]:
+        for value in all_inputs(node, extents=False):
+            if (writer := value.producer()) is not None:
+                yield writer
+
     writer = prediction.producer()
-    first = _nearest_layers(model, latent.consumers(), ir.Node.successors)
-    last = _nearest_layers(model, () if writer is None else (writer,), ir.Node.predecessors)
+    first = _nearest_layers(model, reading.get(latent, ()), after)
+    last = _nearest_layers(model, () if writer is None else (writer,), before)
     return dict.fromkeys(first, "first layer") | dict.fromkeys(last, "last layer")
 
 
@@ -140,6 +155,7 @@ def _nearest_layers(
     neighbours: Callable[[ir.Node], Iterable[ir.Node]],
 ) -> list[str]:
     """Names of the layers reached first on every way from some nodes; extents are no way."""
+    layers = {*model.layers, *(layer.name for layer in model.odd_layers)}
     found: list[str] = []
     seen: set[ir.Node] = set()
     stack = list(start)
@@ -148,7 +164,7 @@ def _nearest_layers(
         if node in seen or node.op_type in ("Shape", "Size"):
             continue
         seen.add(node)
-        if node.name in model.layers:
+        if node.name in layers:
             found.append(node.name or "")
         else:
             stack.extend(neighbours(node))

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.graph.signature import ModelSignature
-from qvd_trt.export.graph.values import input_dependence
+from qvd_trt.export.graph.values import input_dependence, readers
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ def find_temporal_path(model: FloatModel) -> TemporalPath:
         value = model.input_of(layer)
         if _is_temporal(value, dependence[value], nodes[name], signature):
             temporal[name] = value
-    reached = {name: _temporal_layers_after(nodes[name], temporal) for name in temporal}
+    reading = readers(model.graph)
+    reached = {name: _temporal_layers_after(nodes[name], temporal, reading) for name in temporal}
     trunk = frozenset(name for name, after in reached.items() if _is_trunk(name, after, reached))
     projections = frozenset(temporal) - trunk
     strict = frozenset(
@@ -66,10 +67,17 @@ def _is_temporal(
     return not has_token_axis
 
 
-def _temporal_layers_after(node: ir.Node, temporal: Mapping[str, ir.Value]) -> frozenset[str]:
+def _temporal_layers_after(
+    node: ir.Node,
+    temporal: Mapping[str, ir.Value],
+    reading: Mapping[ir.Value, list[ir.Node]],
+) -> frozenset[str]:
+    def successors(node: ir.Node) -> list[ir.Node]:
+        return [reader for output in node.outputs for reader in reading.get(output, ())]
+
     found: set[str] = set()
     seen: set[ir.Node] = set()
-    stack = list(node.successors())
+    stack = successors(node)
     while stack:
         current = stack.pop()
         if current in seen:
@@ -80,7 +88,7 @@ def _temporal_layers_after(node: ir.Node, temporal: Mapping[str, ir.Value]) -> f
         elif current.op_type in ("MatMul", "Gemm", "Conv"):
             # Beyond a layer that is not temporal the feature has met the latent.
             continue
-        stack.extend(current.successors())
+        stack.extend(successors(current))
     return frozenset(found)
 
 

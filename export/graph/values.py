@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 import onnx_ir as ir
 
@@ -55,6 +55,22 @@ def constant_array(value: ir.Value) -> AnyArray:
     return array
 
 
+def constant_values(graph: ir.Graph, outside: Collection[ir.Value] = ()) -> set[ir.Value]:
+    """All tensors that are stored, or computed from stored ones alone.
+
+    Args:
+        graph: The graph, or a body.
+        outside: Such tensors of the graphs around a body; they are among those returned.
+    """
+    constants = {value for value in graph.initializers.values() if is_weight(value)}
+    constants.update(outside)
+    for node in graph:
+        stored = node.op_type == "Constant"
+        if stored or (node.inputs and constants.issuperset(all_inputs(node))):
+            constants.update(node.outputs)
+    return constants
+
+
 def stored_value(value: ir.Value | None, through: Collection[str]) -> ir.Value | None:
     """The initializer or Constant that a tensor comes from, or None.
 
@@ -80,10 +96,33 @@ def input_dependence(graph: ir.Graph) -> dict[ir.Value, frozenset[str]]:
     for node in graph:
         merged: frozenset[str] = frozenset()
         if node.op_type not in _SHAPE_BARRIERS:
-            merged = merged.union(*(dependence.get(v, frozenset()) for v in all_inputs(node)))
+            read = all_inputs(node, extents=False)
+            merged = merged.union(*(dependence.get(value, frozenset()) for value in read))
         for output in node.outputs:
             dependence[output] = merged
     return dependence
+
+
+def bodies(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Graph]]:
+    """Every body inside the graph and the node that it belongs to; outer ones come first."""
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                body = attribute.as_graph()
+                yield node, body
+                yield from bodies(body)
+
+
+def readers(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
+    """For every tensor, the nodes of the graph that read it, themselves or in their bodies.
+
+    What a body takes the extents of alone it does not read.
+    """
+    found: dict[ir.Value, list[ir.Node]] = {}
+    for node in graph:
+        for value in dict.fromkeys(all_inputs(node, extents=False)):
+            found.setdefault(value, []).append(node)
+    return found
 
 
 def has_subgraph(node: ir.Node) -> bool:
@@ -92,12 +131,18 @@ def has_subgraph(node: ir.Node) -> bool:
     return any(attribute.type in kinds for attribute in node.attributes.values())
 
 
-def all_inputs(node: ir.Node) -> Iterable[ir.Value]:
-    """The node's inputs and everything that its subgraphs read from outside."""
+def all_inputs(node: ir.Node, *, extents: bool = True) -> Iterable[ir.Value]:
+    """The node's inputs and everything that its subgraphs read from outside.
+
+    Args:
+        node: The node.
+        extents: Whether that of which a subgraph takes nothing but the extents is given, too.
+    """
     for value in node.inputs:
         if value is not None:
             yield value
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             for inner in attribute.as_graph():
-                yield from all_inputs(inner)
+                if extents or inner.op_type not in _SHAPE_BARRIERS:
+                    yield from all_inputs(inner, extents=extents)

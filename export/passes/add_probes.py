@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.passes.body_values import BodyValues
 from qvd_trt.export.plan.site_types import Site, Window
 
 POSITIONS_INPUT = "qvd/positions"
@@ -42,7 +43,8 @@ class ProbeWriter:
 
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
-        self._values = ir.convenience.create_value_mapping(model.graph)
+        self._values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+        self._bodies = BodyValues(model.graph)
         self._opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
         self._positions: ir.Value | None = None
         self._count = 0
@@ -98,8 +100,15 @@ class ProbeWriter:
         return self._output(self._reshape(self._values[tensor], [-1, channels]))
 
     def add_size(self, tensor: str) -> str:
-        """Output the number of elements of a tensor, int64 scalar."""
-        return self._output(self._node("Size", [self._values[tensor]]), ir.DataType.INT64)
+        """Output the number of elements of a tensor, int64 scalar.
+
+        Of a tensor in a body of If, Loop or Scan all that one call computes are counted.
+        """
+        if tensor in self._values:
+            size = self._node("Size", [self._values[tensor]])
+        else:
+            size = self._bodies.total_size(tensor, self._name("Size"))
+        return self._output(size, ir.DataType.INT64)
 
     def _linear_rows(self, flat: ir.Value, channels: int, count: int) -> ir.Value:
         """``[count, C, 1]``: rows of a ``[rows, C]`` activation."""

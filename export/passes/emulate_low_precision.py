@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.graph.values import has_subgraph
+from qvd_trt.export.graph.values import bodies, constant_values, has_subgraph
 from qvd_trt.export.passes.edits import new_cast
 from qvd_trt.export.passes.opset.schema import DTYPE_ATTRIBUTES, infer_dtypes
 from qvd_trt.export.passes.precision.large_values import LAYOUT
@@ -62,10 +62,23 @@ class EmulateLowPrecision(ir.passes.InPlacePass):
 
 
 def is_low_precision(model: ir.Model) -> bool:
-    """Whether any tensor of the main graph is a 16-bit float."""
-    values = [*model.graph.inputs, *model.graph.initializers.values()]
-    values += [output for node in model.graph for output in node.outputs]
-    casts = {node.attributes.get_int("to", 0) for node in model.graph if node.op_type == "Cast"}
+    """Whether any tensor of the main graph is a 16-bit float.
+
+    Constants that are stored in 16 bits and widened by a Cast are none: nothing is rounded there.
+    """
+    stored = constant_values(model.graph)
+    for _, body in bodies(model.graph):
+        stored = constant_values(body, stored)
+    nodes = [node for node in model.graph if not stored.issuperset(node.outputs)]
+    values = [*model.graph.inputs, *(output for node in nodes for output in node.outputs)]
+    values += [
+        value
+        for node in ir.traversal.RecursiveGraphIterator(model.graph)
+        if node.op_type != "Cast" and not stored.issuperset(node.outputs)
+        for value in node.inputs
+        if value in stored
+    ]
+    casts = {node.attributes.get_int("to", 0) for node in nodes if node.op_type == "Cast"}
     return bool(casts & {int(t) for t in LOW_TYPES}) or any(v.dtype in LOW_TYPES for v in values)
 
 

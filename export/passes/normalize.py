@@ -6,12 +6,13 @@ import onnx_ir as ir
 from onnx_ir.passes.common import (
     InlinePass,
     RemoveInitializersFromInputsPass,
+    RemoveUnusedNodesPass,
     ShapeInferencePass,
     TopologicalSortPass,
 )
 
 from qvd_trt.export.errors import UserError
-from qvd_trt.export.graph.values import named_extents
+from qvd_trt.export.graph.values import bodies, named_extents
 from qvd_trt.export.passes.opset.lower_opset import LowerOpset
 
 LOWEST_OPSET, HIGHEST_OPSET = 13, 25
@@ -27,9 +28,10 @@ _DEFAULT_DOMAIN, _ITS_OTHER_NAME = "", "ai.onnx"
 class Normalize(ir.passes.InPlacePass):
     """Sort the nodes, inline local functions, name the default domain and all dimensions one way.
 
+    What no output depends on is dropped: nothing runs it, so that it has no statistics and no cost.
     Initializers that are listed as inputs become weights, at the value they hold. Types and shapes
     are inferred where the file states none. Opsets 24 and 25 are lowered to 23. Names of tensors
-    stay.
+    stay, but for those in bodies of If, Loop and Scan that another tensor has too.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -50,7 +52,9 @@ class Normalize(ir.passes.InPlacePass):
         RemoveInitializersFromInputsPass()(model)
         if model.functions:
             InlinePass()(model)
+        RemoveUnusedNodesPass()(model)
         _name_dimensions(model.graph)
+        _name_tensors_of_bodies(model.graph)
         _infer_missing_types(model)
         if opset > LAST_OPSET:
             LowerOpset(LAST_OPSET)(model)
@@ -83,6 +87,22 @@ def _name_dimensions(graph: ir.Graph) -> None:
             value.shape = ir.Shape(named_extents(value))
 
 
+def _name_tensors_of_bodies(graph: ir.Graph) -> None:
+    """Give every tensor of a body a name of its own; two branches may have used one for both."""
+    taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    taken |= {output.name for node in graph for output in node.outputs}
+    for _, body in bodies(graph):
+        outputs = (output for node in body for output in node.outputs)
+        for value in (*body.inputs, *body.initializers.values(), *outputs):
+            if not value.name:
+                continue
+            stem, count = value.name, 1
+            while value.name in taken:
+                count += 1
+                value.name = f"{stem}_{count}"
+            taken.add(value.name)
+
+
 def _infer_missing_types(model: ir.Model) -> None:
     if not _lacks_types(model.graph):
         return
@@ -94,7 +114,8 @@ def _infer_missing_types(model: ir.Model) -> None:
     ]
     for node in norms:
         node.op_type = "InstanceNormalization"
-    ShapeInferencePass(data_prop=True)(model)
+    # Strict inference gives no shape at all where one operator has none.
+    ShapeInferencePass(strict_mode=False, data_prop=True)(model)
     for node in norms:
         node.op_type = "GroupNormalization"
 
@@ -102,7 +123,7 @@ def _infer_missing_types(model: ir.Model) -> None:
 def _lacks_types(graph: ir.Graph) -> bool:
     return any(
         output.name and (output.type is None or output.shape is None)
-        for node in graph
+        for node in ir.traversal.RecursiveGraphIterator(graph)
         for output in node.outputs
         if not node.domain
     )

@@ -14,7 +14,7 @@ from onnx_ir.passes.common import (
 )
 
 from qvd_trt.export.arrays import AnyArray
-from qvd_trt.export.graph.values import constant_array, has_subgraph, is_weight
+from qvd_trt.export.graph.values import bodies, constant_array, has_subgraph, is_weight
 from qvd_trt.export.passes.edits import add_initializer
 
 _WEIGHT_READERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
@@ -37,14 +37,15 @@ class Prepare(ir.passes.InPlacePass):
         for node in list(graph):
             if node.op_type == "Transpose" and is_weight(node.inputs[0]):
                 _fold_transpose(graph, node)
-        for node in list(graph):
+        for node in list(ir.traversal.RecursiveGraphIterator(graph)):
             if node.op_type in _WEIGHT_READERS and not node.domain:
-                for index, value in enumerate(node.inputs):
-                    _fold_operand(graph, node, index, value)
+                for value in node.inputs:
+                    _fold_operand(value)
         for node in graph:
             _write_out(graph, node)
         _name_nodes(graph)
         NameFixPass()(model)
+        _name_nodes_of_bodies(graph)
         return ir.passes.PassResult(model, True)
 
 
@@ -75,7 +76,7 @@ def _fold_transpose(graph: ir.Graph, node: ir.Node) -> None:
     _drop_unread(graph, source)
 
 
-def _fold_operand(graph: ir.Graph, node: ir.Node, index: int, value: ir.Value | None) -> None:
+def _fold_operand(value: ir.Value | None) -> None:
     """Put a plain initializer in the place of one that is only cast or reshaped on its way."""
     producer = None if value is None else value.producer()
     if producer is None or value is None:
@@ -83,9 +84,11 @@ def _fold_operand(graph: ir.Graph, node: ir.Node, index: int, value: ir.Value | 
     array = _folded(value)
     if array is None:
         return
+    graph = producer.graph
+    assert isinstance(graph, ir.Graph)
     folded = add_initializer(graph, f"{value.name}/qvd/folded", array)
     value.replace_all_uses_with(folded)
-    _drop_chain(graph, producer)
+    _drop_chain(producer)
 
 
 def _folded(value: ir.Value) -> AnyArray | None:
@@ -138,13 +141,15 @@ _FOLDS: Mapping[str, Callable[[ir.Node, AnyArray], AnyArray]] = {
 }
 
 
-def _drop_chain(graph: ir.Graph, node: ir.Node | None) -> None:
+def _drop_chain(node: ir.Node | None) -> None:
     """Remove a node that nobody reads any more, and what only it read."""
     while node is not None and not any(output.uses() for output in node.outputs):
         inputs = [value for value in node.inputs if value is not None]
-        graph.remove(node, safe=True)
+        assert node.graph is not None
+        node.graph.remove(node, safe=True)
         for value in inputs:
-            _drop_unread(graph, value)
+            if isinstance(value.graph, ir.Graph):
+                _drop_unread(value.graph, value)
         node = inputs[0].producer() if inputs else None
 
 
@@ -242,3 +247,17 @@ def _name_nodes(graph: ir.Graph) -> None:
     for index, node in enumerate(graph):
         if not node.name:
             node.name = f"{node.op_type}_{index}"
+
+
+def _name_nodes_of_bodies(graph: ir.Graph) -> None:
+    """Give the nodes of every body names that the whole model has once."""
+    taken = {node.name for node in graph}
+    for owner, body in bodies(graph):
+        for node in body:
+            stem = name = node.name or f"{owner.name}/{node.op_type}"
+            count = 1
+            while name in taken:
+                count += 1
+                name = f"{stem}_{count}"
+            node.name = name
+            taken.add(name)

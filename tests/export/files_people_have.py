@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -87,15 +87,24 @@ def without_value_infos(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def local_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Every MatMul and its Add as a call of one local function."""
+    """Every MatMul, in bodies too, as a call of one local function."""
     opset = helper.make_opsetid("", model.opset_import[0].version)
     body = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     model.functions.append(helper.make_function("mine", "Linear", ["x", "w"], ["y"], body, [opset]))
     model.opset_import.append(helper.make_opsetid("mine", 1))
-    for node in model.graph.node:
+    for node in _nodes(model.graph):
         if node.op_type == "MatMul":
             node.op_type, node.domain = "Linear", "mine"
     return model
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of all its bodies."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _nodes(attribute.g)
 
 
 def _replace_weights(

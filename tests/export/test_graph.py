@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx import numpy_helper
 
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.affine_producer import AffineProducer, find_affine_producer
@@ -98,6 +99,49 @@ class TestLayers:
         assert layers == []
         assert "transA, alpha or beta" in kept[0].reason
 
+    @pytest.mark.parametrize(
+        ("op", "shapes", "attributes", "macs"),
+        [
+            ("MatMul", ["w", (5, 40), "x", (40, 8)], {}, 40),
+            ("MatMul", ["w", (40,), "x", (40, 8)], {}, 40),
+            ("MatMul", ["x", (8, 40), "w", (40,)], {}, 40),
+            ("MatMul", ["x", (3, 8, 40), "w", (3, 40, 5)], {}, 40),
+            ("Gemm", ["w", (5, 40), "x", (40, 8)], {}, 40),
+            ("Gemm", ["w", (5, 40), "x", (5, 8)], {"transA": 1}, 5),
+            ("Gemm", ["x", (40, 8), "w", (40, 5)], {"transA": 1}, 40),
+            ("Gemm", ["x", (8, 40), "w", (5, 40)], {"transB": 1, "alpha": 2.0}, 40),
+            ("Einsum", ["x", (2, 8, 6), "w", (6, 4, 10)], {"equation": "bsk,khd->bhsd"}, 6),
+            ("Einsum", ["w", (4, 10, 6), "x", (2, 8, 4, 10)], {"equation": "hdm,bshd->bsm"}, 40),
+            ("Einsum", ["x", (2, 8, 6), "w", (3, 6)], {"equation": "...k,nk->n..."}, 6),
+            ("Einsum", ["x", (8, 6), "w", (6, 3)], {"equation": "ij, jk"}, 6),
+            ("ConvTranspose", ["x", (2, 8, 5, 5), "w", (8, 6, 2, 2)], {"strides": [2, 2]}, 8),
+            ("ConvTranspose", ["x", (2, 8, 5, 5), "w", (8, 3, 3, 3)], {"group": 2}, 36),
+        ],
+    )
+    def test_what_odd_forms_cost(
+        self, op: str, shapes: list[Any], attributes: dict[str, Any], macs: int
+    ) -> None:
+        """Per output element: the extent that is summed over, or taps times input channels."""
+        net = GraphBuilder()
+        operands = [
+            net.input("x", shape) if name == "x" else net.weight("w", *shape)
+            for name, shape in zip(shapes[::2], shapes[1::2], strict=True)
+        ]
+        net.op(op, *operands, name="odd", **attributes)
+        model = prepared(net.unchecked({"odd_out": ["a"]}))
+        (layer,) = find_layers(model.graph)[1]
+        assert layer.macs_per_output == macs
+
+    def test_a_weight_that_is_an_output_too(self) -> None:
+        net = GraphBuilder()
+        x = net.input("x", [8, 16])
+        stored = numpy_helper.from_array(np.ones((16, 16), np.float32))
+        net.op("MatMul", x, net.op("Constant", name="stored", value=stored), name="layer")
+        model = prepared(net.model({"layer_out": [8, 16], "stored_out": [16, 16]}))
+        layers, odd = find_layers(model.graph)
+        assert layers == []
+        assert [(e.name, e.macs_per_output) for e in odd] == [("layer", 16)]
+
     @pytest.mark.parametrize("op", ["Gemm", "Conv"])
     def test_layers_with_a_computed_bias_stay_float(self, op: str) -> None:
         """Neither the shift nor the bias correction could be added to it."""
@@ -113,6 +157,20 @@ class TestLayers:
 
 
 class TestSites:
+    def test_a_layer_that_stays_float_is_the_first_one(self) -> None:
+        net = GraphBuilder()
+        sample = net.input("sample", [1, 16, 8, 8])
+        net.input("timestep", [1])
+        weight = net.weight("patch.weight", 16, 32, 2, 2)
+        x = net.op("ConvTranspose", sample, weight, name="patch", strides=[2, 2])
+        for name in "ab":
+            x = net.op("Tanh", net.conv(x, 32, 32, (1, 1), name), name=f"{name}_act")
+        weight = net.weight("last.weight", 32, 16, 1, 1)
+        x = net.op("ConvTranspose", x, weight, name="last", strides=[1, 1])
+        sites = find_sites(opened(prepared(net.model({x: [1, 16, 16, 16]}))))
+        assert [layer.name for site in sites.dense for layer in site.layers] == ["a", "b"]
+        assert sites.excluded == {"patch", "last"}
+
     def test_layers_are_grouped_by_what_they_read(self) -> None:
         sites = sites_of(prepared(every_form_net()))
         assert {site.tensor: names(site) for site in sites.dense} == {

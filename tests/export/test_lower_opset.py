@@ -154,6 +154,12 @@ def test_a_wrong_rewrite_would_be_seen() -> None:
 
 
 REFUSED = {
+    "n1.*the shape of 'x0' is neither stated nor inferred; state it in the model's": graph(
+        "x0 = Reshape (x, s) y, z = Split <num_outputs = 2> (x0)",
+        20,
+        inputs="float[4] x, int64[k] s",
+        output="float[a] y",
+    ),
     "n0.*BitwiseNot.*opset 17 does not have": graph(
         "y = BitwiseNot (x)", 20, inputs="int32[2] x", output="int32[2] y"
     ),

@@ -22,7 +22,7 @@ from qvd_trt.calibrators.sources.calls import (
     every_trajectory,
 )
 from qvd_trt.calibrators.temporal.timestep_sweep import TemporalSweep, training_timesteps
-from qvd_trt.export.apply_plan import ApplyOptions, apply_plan, check_target
+from qvd_trt.export.apply_plan import ApplyOptions, apply_plan, check_target, fold_only
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.find_sites import find_sites
 from qvd_trt.export.graph.float_model import FloatModel
@@ -195,11 +195,47 @@ class TestCacheLinks:
             open_model(cache)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_no_output_needs_is_dropped(target: str, tmp_path: Path) -> None:
+    """A layer that nothing reads, and a time embedding that nobody takes up."""
+
+    def forgotten(net: GraphBuilder, x: str) -> str:
+        net.linear(x, WIDTH, WIDTH, "left_over")
+        net.gemm("time_1_out", 32, WIDTH, "unread_projection")
+        return x
+
+    model = open_model(written(denoiser(17, middle=forgotten), tmp_path))
+    assert set(model.layers) == set(open_model(written(denoiser(17), tmp_path)).layers)
+    _, _, plan = calibrated(model, [feeds(seed) for seed in range(6)])
+    path = tmp_path / "out.onnx"
+    save_model(apply_plan(model, plan, ApplyOptions(TARGETS[target])), path)
+    assert np.isfinite(output(path, feeds())).all()
+
+
+@pytest.mark.parametrize("target", ["trt", "rtx"])
+def test_an_output_left_out_needs_no_type(target: str, tmp_path: Path) -> None:
+    """The mean of a LayerNormalization, in front of the deviation that is an output."""
+
+    def normalized(net: GraphBuilder, x: str) -> str:
+        gamma = net.weight("gamma", WIDTH, mean=1.0)
+        beta = net.weight("beta", WIDTH)
+        return net.op("LayerNormalization", x, gamma, beta, name="norm", outputs=3)
+
+    model = denoiser(middle=normalized)
+    (node,) = (node for node in model.graph.node if node.name == "norm")
+    node.output[1] = ""
+    value = helper.make_tensor_value_info("norm_out2", TensorProto.FLOAT, ["b", "n", 1])
+    model.graph.output.append(value)
+    opened = open_model(written(model, tmp_path))
+    check_target(opened, ApplyOptions(TARGETS[target], FloatType.FP16))
+
+
 class TestTwoAxesOnOneTensor:
-    def model(self, tmp_path: Path) -> FloatModel:
+    def model(self, tmp_path: Path, kernel: int = 3) -> FloatModel:
         def two_readers(net: GraphBuilder, x: str) -> str:
             x = net.op("Transpose", x, name="channels_first", perm=[0, 2, 1])
-            along = net.conv(x, WIDTH, WIDTH, (3,), "along", pads=[1, 1])
+            pads = [kernel // 2] * 2
+            along = net.conv(x, WIDTH, WIDTH, (kernel,), "along", pads=pads)
             square = net.linear(x, 24, 24, "across")
             both = net.op("Add", along, square, name="both")
             return net.op("Transpose", both, name="channels_last", perm=[0, 2, 1])
@@ -227,6 +263,19 @@ class TestTwoAxesOnOneTensor:
         expected = output(model.path, feeds(9))
         error = np.square(output(path, feeds(9)) - expected).sum()
         assert error < 0.01 * np.square(expected).sum()
+
+    def test_both_maps_fold(self, tmp_path: Path) -> None:
+        model = self.model(tmp_path, kernel=1)
+        calls = [feeds(seed) for seed in range(6)]
+        stats = calibrate(model, find_sites(model), Calls(calls), CalibrationOptions())
+        options = SolveOptions(W8A8, ALGORITHMS["shift"])
+        folded = fold_only(model, solve(find_sites(model), stats, model.weight, options))
+        names = [node.name for node in folded.graph]
+        assert len([n for n in names if (n or "").startswith("channels_first_out/qvd")]) >= 2
+        assert len(set(names)) == len(names)
+        expected = output(model.path, feeds(9))
+        difference = np.abs(output(folded, feeds(9)) - expected).max()
+        assert difference <= 1e-5 * np.abs(expected).max()
 
 
 def test_the_prediction_is_the_float_output_of_the_latents_rank(tmp_path: Path) -> None:

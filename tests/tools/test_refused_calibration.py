@@ -162,6 +162,18 @@ class TestStatistics:
         edit(stats, "site0.maximum", lambda values: values[:, :-1])
         assert model_is_refused(command, stats)
 
+    def test_that_lack_a_layer(self, command: Command, stats: Path) -> None:
+        """As a version that did not look into bodies wrote them."""
+
+        def without(header: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+            held = json.loads(str(header))
+            del held["output_elements"]["down.conv1"]
+            return np.array(json.dumps(held))
+
+        edit(stats, "header", without)
+        line = command.refused("model.onnx", "--stats", stats.name)
+        assert "knows nothing of layer 'down.conv1'" in line
+
     def test_other_npz(self, command: Command) -> None:
         np.savez(command.folder / "calls.npz", **trajectory())  # type: ignore[arg-type]
         line = command.refused("model.onnx", "--stats", "calls.npz")

@@ -25,6 +25,7 @@ from qvd_trt.export.passes.opset.node_builder import (
     drop_default,
     operand,
     rank_of,
+    unknown,
 )
 
 
@@ -66,7 +67,7 @@ def _split(node: ir.Node, opset: int) -> None:
     parts, value = attribute.as_int(), operand(node, 0)
     axis = node.attributes.get_int("axis", 0)
     if value.shape is None:
-        raise UserError(f"the shape of {value.name!r} is not known; run shape inference first")
+        raise unknown("shape", value)
     extent = value.shape[axis]
     if not isinstance(extent, int):
         raise UserError(f"the extent of axis {axis} of {value.name!r} is not known")

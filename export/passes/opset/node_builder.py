@@ -102,7 +102,7 @@ def dtype_of(value: ir.Value) -> ir.DataType:
         UserError: it is not known.
     """
     if value.dtype is None:
-        raise UserError(f"the type of {value.name!r} is not known; run shape inference first")
+        raise unknown("type", value)
     return value.dtype
 
 
@@ -125,7 +125,7 @@ def rank_of(value: ir.Value) -> int:
         UserError: the shape is not known.
     """
     if value.shape is None:
-        raise UserError(f"the rank of {value.name!r} is not known; run shape inference first")
+        raise unknown("rank", value)
     return len(value.shape)
 
 
@@ -133,3 +133,11 @@ def extent_of(value: ir.Value, axis: int) -> int | None:
     """Give a fixed extent, None where it is dynamic or not known."""
     extent = None if value.shape is None else value.shape[axis]
     return extent if isinstance(extent, int) else None
+
+
+def unknown(what: str, value: ir.Value) -> UserError:
+    """The error of a type or shape that nobody tells; inference loses some behind a Loop."""
+    return UserError(
+        f"the {what} of {value.name!r} is neither stated nor inferred; state it in the model's "
+        "value_info, or export with an opset that the target takes"
+    )

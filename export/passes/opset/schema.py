@@ -100,6 +100,8 @@ def infer_dtypes(graph: ir.Graph, opset: int) -> dict[ir.Value, ir.DataType]:
     for node in graph:
         for index, output in enumerate(node.outputs):
             dtype = output.dtype or _output_dtype(node, index, opset, found)
+            if dtype is None and not output.uses() and not output.is_graph_output():
+                dtype = ir.DataType.UNDEFINED  # left out by the file, and named since
             if dtype is None:
                 raise UserError(
                     f"{describe(node)}: the type of its output {output.name!r} is not known; "
