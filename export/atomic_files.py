@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -41,6 +43,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write one whole file: never half of it, and nothing after an error."""
     with written_together(path) as staged:
         staged.write_bytes(content)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a process that was killed while it wrote the path left beside it."""
+    folder, name = path.parent, glob.escape(path.name)
+    # tempfile's names: eight characters after the prefix.
+    for scratch in folder.glob(f".{name}.????????"):
+        if scratch.is_dir() and not scratch.is_symlink():
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def existing_folder(path: Path) -> Path:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
-from qvd_trt.calibrators.calibrate import CalibrationOptions, calibrate
 from qvd_trt.calibrators.solve import (
     NEVER_EXERCISED,
     SolveOptions,
@@ -17,21 +16,12 @@ from qvd_trt.calibrators.solve import (
     float32_tensors,
     solve,
 )
-from qvd_trt.calibrators.sources.open_source import open_source
-from qvd_trt.calibrators.sources.self_sampling import SelfSampling, SelfSamplingOptions
 from qvd_trt.calibrators.statistics.activation_stats import ActivationStats
-from qvd_trt.calibrators.statistics.stats_file import (
-    check_belongs,
-    check_sound,
-    load_stats,
-    save_stats,
-)
 from qvd_trt.export.apply_plan import apply_plan, check_plan, check_target
 from qvd_trt.export.atomic_files import same_file, write_atomically, written_together
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.find_sites import find_sites
 from qvd_trt.export.graph.float_model import FloatModel
-from qvd_trt.export.graph.signature import ModelSignature
 from qvd_trt.export.graph.values import input_dependence
 from qvd_trt.export.model_file import save_model
 from qvd_trt.export.plan.plan_json import load_plan, save_plan
@@ -39,6 +29,8 @@ from qvd_trt.export.plan.quant_plan import QuantPlan
 from qvd_trt.export.plan.site_types import GraphSites, KeptLayer
 from qvd_trt.export.progress import SILENT, Progress
 from qvd_trt.export.targets import FloatType
+from qvd_trt.tools.calibration import Calibration, find_statistics
+from qvd_trt.tools.calibration_state import Tell
 from qvd_trt.tools.edited_plan import is_edited, plan_digest, spare_name
 from qvd_trt.tools.measure_held_out import measure_file
 from qvd_trt.tools.quantize_report import (
@@ -52,7 +44,6 @@ from qvd_trt.tools.quantize_request import (
     QuantizeRequest,
     check_overwriting,
     check_paths,
-    defaults_warning,
     open_requested,
     plan_path,
     report_path,
@@ -60,9 +51,6 @@ from qvd_trt.tools.quantize_request import (
 
 UNSEEN_LOSS = 6.0
 """dB between calibrated and held-out calls from which on the export warns."""
-
-Tell = Callable[[str], None]
-"""Takes a warning while the work goes on."""
 
 
 def quantize(
@@ -83,6 +71,8 @@ def quantize(
     Raises:
         UserError: anything wrong with the inputs; nothing but the statistics is written then.
     """
+    if request.shard is not None:
+        raise UserError("a shard is no whole run: give --shard to calibrate_shard()")
     solving = _solve_options(request)
     check_paths(request)
     given = None if request.plan is None else load_plan(request.plan)
@@ -95,7 +85,7 @@ def quantize(
         if given is not None:
             _check_given(request, given, model)
     with clock.measure("calibrate"):
-        calibration = _statistics(request, model, sites, progress, tell)
+        calibration = find_statistics(request, model, sites, progress, tell)
     with clock.measure("solve"):
         plan = given or _make_plan(solving, model, sites, calibration.stats, progress)
     stats = calibration.stats
@@ -150,20 +140,12 @@ def _write_plan(request: QuantizeRequest, plan: QuantPlan, staged: Path) -> tupl
     )
 
 
-def _written(request: QuantizeRequest, staged: Path, calibration: _Calibration) -> tuple[str, ...]:
+def _written(request: QuantizeRequest, staged: Path, calibration: Calibration) -> tuple[str, ...]:
     """All files that the export leaves, the model first and the report last."""
     beside = {path.name for path in staged.parent.iterdir()} - {staged.name}
     names = [staged.name, *sorted(beside), report_path(request.output).name]
     files = [str(request.output.with_name(name)) for name in names]
     return (*files, str(request.stats)) if calibration.saved else tuple(files)
-
-
-@dataclass(frozen=True, slots=True)
-class _Calibration:
-    stats: ActivationStats | None
-    description: str
-    warnings: tuple[str, ...] = ()
-    saved: bool = False
 
 
 class _Clock:
@@ -190,85 +172,6 @@ def _check_given(request: QuantizeRequest, given: QuantPlan, model: FloatModel) 
 def _refuse_empty(plan: QuantPlan) -> None:
     if not any(plan.layers()):
         raise UserError("the plan quantizes no layer; see --keep, --min-sqnr and --temporal")
-
-
-def _statistics(
-    request: QuantizeRequest,
-    model: FloatModel,
-    sites: GraphSites,
-    progress: Progress,
-    tell: Tell,
-) -> _Calibration:
-    if request.stats is not None and request.stats.exists():
-        stats = load_stats(request.stats)
-        check_belongs(stats, model, request.stats)
-        check_sound(stats, sites, request.stats)
-        unused = _unused(request, f"{request.stats} exists; delete it to calibrate again")
-        return _Calibration(stats, f"statistics of {request.stats}", unused)
-    if request.plan is None and request.bits.is_float:
-        unused = _unused(request, f"{request.bits} quantizes nothing; leave it out")
-        return _Calibration(None, "none (nothing is quantized)", unused)
-    if request.plan is not None and not request.calibration and request.stats is None:
-        unused = _unused(request, "--plan is applied without calibration; leave it out")
-        return _Calibration(None, "none (plan given)", unused)
-    warnings: tuple[str, ...] = ()
-    if request.calibration:
-        warnings = _told_unused(request.sampling.given(), "--calib gives the calls; leave it out")
-        source = open_source(request.calibration, model.signature)
-    else:
-        source, warnings = _self_sampling(request.sampling, model.signature)
-        if (defaults := defaults_warning(request)) is not None:
-            tell(defaults)
-            warnings = (defaults, *warnings)
-    sweep = request.training_timesteps
-    options = CalibrationOptions(
-        rows=_needs_rows(request),
-        sweep_training_timesteps=bool(request.calibration) if sweep is None else sweep,
-        providers=request.providers,
-    )
-    stats = calibrate(model, sites, source, options, progress)
-    if isinstance(source, SelfSampling) and (diverged := source.divergence()) is not None:
-        warnings = (*warnings, diverged)
-    if request.stats is not None:
-        save_stats(stats, request.stats)
-    return _Calibration(stats, source.describe(), warnings, saved=request.stats is not None)
-
-
-def _needs_rows(request: QuantizeRequest) -> bool:
-    """Whether the algorithm needs sample rows, or any may when the statistics are kept."""
-    return request.stats is not None or ALGORITHMS[request.algorithm].needs_rows
-
-
-def _unused(request: QuantizeRequest, why: str) -> tuple[str, ...]:
-    """A warning that names the options of a calibration that is not made."""
-    calib = ("--calib",) if request.calibration else ()
-    sweep = () if request.training_timesteps is None else ("--temporal-timesteps",)
-    read = request.stats is None or request.stats.exists()
-    stats = () if read else ("--stats",)
-    return _told_unused((*calib, *request.sampling.given(), *sweep, *stats), why)
-
-
-def _told_unused(options: Sequence[str], why: str) -> tuple[str, ...]:
-    if not options:
-        return ()
-    *first, last = options
-    if not first:
-        return (f"{last} is not used: {why}",)
-    return (f"{', '.join(first)} and {last} are not used: {why.replace('leave it', 'leave them')}",)
-
-
-def _self_sampling(
-    options: SelfSamplingOptions, signature: ModelSignature
-) -> tuple[SelfSampling, tuple[str, ...]]:
-    source = SelfSampling(options, signature)
-    drawn = source.drawn_inputs()
-    if not drawn:
-        return source, ()
-    names = ", ".join(drawn)
-    return source, (
-        f"inputs drawn at random: {names}; give real ones with --inputs FILE.npz, "
-        "or recorded calls with --calib",
-    )
 
 
 def _solve_options(request: QuantizeRequest) -> SolveOptions:
@@ -328,7 +231,7 @@ def _range_warnings(
 
 
 def _unseen_warning(
-    request: QuantizeRequest, report: QuantizationReport, calibration: _Calibration
+    request: QuantizeRequest, report: QuantizationReport, calibration: Calibration
 ) -> tuple[str, ...]:
     """That calibration does not speak for other conditions, where the held-out calls show it."""
     lost = report.unseen_loss()
@@ -348,7 +251,7 @@ def _report(
     model: FloatModel,
     sites: GraphSites,
     plan: QuantPlan,
-    calibration: _Calibration,
+    calibration: Calibration,
     quantized_bytes: int,
     seconds: dict[str, float],
 ) -> QuantizationReport:

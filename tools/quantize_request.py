@@ -8,6 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from qvd_trt.calibrators.sources.self_sampling import SelfSamplingOptions
+from qvd_trt.calibrators.sources.shard import Shard
+from qvd_trt.calibrators.statistics.part_file import partial_path
 from qvd_trt.export.apply_plan import ApplyOptions
 from qvd_trt.export.atomic_files import (
     beside,
@@ -39,6 +41,9 @@ class QuantizeRequest:
         training_timesteps: Whether strictly temporal sites are calibrated on all training
             timesteps; None for only when the sampler is not known, that is, with files.
         stats: Cache file of statistics: read when it exists, else written.
+        shard: Calibrate this part of the trajectories alone; for :func:`calibrate_shard`.
+        merge_stats: Statistics of all shards of one run, which are merged; written to ``stats``.
+        resume: Go on with an interrupted calibration, whose state lies beside ``stats``.
         plan: A plan to apply instead of solving one.
         timestep_input: Name of the timestep input, or None to find it.
         latent_input: Name of the latent input, or None to find it.
@@ -59,6 +64,9 @@ class QuantizeRequest:
     sampling: SelfSamplingOptions = field(default_factory=SelfSamplingOptions)
     training_timesteps: bool | None = None
     stats: Path | None = None
+    shard: Shard | None = None
+    merge_stats: Sequence[Path] = ()
+    resume: bool = False
     plan: Path | None = None
     timestep_input: str | None = None
     latent_input: str | None = None
@@ -74,14 +82,15 @@ class QuantizeRequest:
         Raises:
             UserError: a single path or pattern stands where a sequence of them belongs.
         """
-        for name in ("calibration", "keep"):
+        for name in ("calibration", "merge_stats", "keep"):
             if isinstance(getattr(self, name), (str, Path)):
                 raise UserError(f"{name} is a sequence; give [{getattr(self, name)!r}]")
         for name in ("model", "output", "stats", "plan"):
             given = getattr(self, name)
             if given is not None:
                 object.__setattr__(self, name, Path(given))
-        object.__setattr__(self, "calibration", tuple(map(Path, self.calibration)))
+        for name in ("calibration", "merge_stats"):
+            object.__setattr__(self, name, tuple(map(Path, getattr(self, name))))
 
 
 def open_requested(request: QuantizeRequest) -> FloatModel:
@@ -107,12 +116,14 @@ def defaults_warning(request: QuantizeRequest) -> str | None:
     None where it leaves nothing. The request gives no calls, and its statistics do not exist.
     """
     defaults = request.sampling.defaults_used()
-    meant = None if request.stats is None else _near_miss(request.stats)
+    # Files of other shards are named nearly alike, and are not meant.
+    sought = None if request.shard is not None else request.stats
+    meant = None if sought is None else _near_miss(sought)
     if defaults is None and meant is None:
         return None
     told = "no --calib is given"
-    if request.stats is not None:
-        told += f" and --stats {request.stats} does not exist"
+    if sought is not None:
+        told += f" and --stats {sought} does not exist"
     if meant is not None:
         told += f" (did you mean {meant}?)"
     told += ": the model is sampled"
@@ -141,6 +152,7 @@ def check_paths(request: QuantizeRequest) -> None:
         UserError: naming the file.
     """
     output = request.output
+    _check_parts(request)
     if output.suffix != ".onnx":
         raise UserError(f"the output {output} must end in .onnx")
     check_overwriting(request, [request.model])
@@ -164,17 +176,47 @@ def check_overwriting(request: QuantizeRequest, model_files: Iterable[Path]) -> 
     Raises:
         UserError: naming both.
     """
-    read = [*model_files, *request.calibration, request.plan, *request.also_read]
+    shards = request.merge_stats
+    read = [*model_files, *request.calibration, *shards, request.plan, *request.also_read]
     refuse_overwriting(_outputs(request), read)
 
 
 def _outputs(request: QuantizeRequest) -> tuple[tuple[str, Path | None], ...]:
     """Every file that an export may write, with the option that it follows from."""
     output, plan = request.output, plan_path(request.output)
+    stats = request.stats
+    collected = (
+        ("--stats", stats),
+        ("the state of --stats", None if stats is None else partial_path(stats)),
+    )
+    if request.shard is not None:
+        return collected
     return (
         ("--output", output),
         ("the weights of --output", data_path(output)),
         ("the plan of --output", None if same_file(request.plan, plan) else plan),
         ("the report of --output", report_path(output)),
-        ("--stats", request.stats),
+        *collected,
     )
+
+
+def _check_parts(request: QuantizeRequest) -> None:
+    """Refuse what does not go together with a part of a calibration."""
+    if request.shard is not None and request.stats is None:
+        raise UserError("--shard needs --stats FILE.npz, which the shard is written to")
+    if request.resume and request.stats is None:
+        raise UserError("--resume needs --stats FILE.npz, beside which the state was kept")
+    for option, given in (("--plan", request.plan), ("--merge-stats", request.merge_stats)):
+        if request.shard is not None and given:
+            raise UserError(f"--shard and {option} exclude each other: a shard only calibrates")
+    if not request.merge_stats:
+        return
+    if request.calibration:
+        raise UserError("--calib and --merge-stats exclude each other: the shards were calibrated")
+    if request.resume:
+        raise UserError("--resume and --merge-stats exclude each other; finish each shard first")
+    if request.stats is not None and request.stats.exists():
+        raise UserError(
+            f"--stats: {request.stats} exists, and --merge-stats writes there; leave --merge-stats "
+            "out to use it, or delete it"
+        )

@@ -50,6 +50,15 @@ Denoise = Callable[[DenoiserCall], AnyArray]
 """Runs the float model on one call and returns its first output."""
 
 
+Wanted = Callable[[int], bool]
+"""Tells by its number whether a trajectory is to be made."""
+
+
+def every_trajectory(trajectory: int) -> bool:
+    """Make all of them."""
+    return True
+
+
 class CalibrationSource(Protocol):
     """Produces denoiser calls, one after the other; never holds them all."""
 
@@ -61,10 +70,22 @@ class CalibrationSource(Protocol):
         """Number of trajectories, or None when it is not known before they have run."""
         ...
 
-    def calls(self) -> int | None:
-        """Number of calls that :meth:`drive` will make, for the progress bar, or None."""
+    def calls(self, wanted: Wanted = every_trajectory) -> int | None:
+        """Number of calls that :meth:`drive` will make, or None."""
         ...
 
-    def drive(self, denoise: Denoise) -> None:
-        """Make every call once; only a sampling source uses what ``denoise`` returns."""
+    def settings(self) -> Mapping[str, str]:
+        """What the calls depend on, by option; equal for equal calls, wherever files lie."""
+        ...
+
+    def needs_predictions(self) -> bool:
+        """Whether a call depends on what ``denoise`` returned before in its trajectory."""
+        ...
+
+    def drive(self, denoise: Denoise, wanted: Wanted = every_trajectory) -> None:
+        """Make every call once, and each trajectory as a whole where their number is known.
+
+        A source that knows its trajectories makes the wanted ones alone, in ascending order. One
+        that does not makes every call, and leaves it to ``denoise`` to run the wanted ones.
+        """
         ...

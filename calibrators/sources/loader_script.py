@@ -7,6 +7,7 @@ and returns or yields feed dicts, one array per graph input, by name.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import sys
 import traceback
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
+from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall, Wanted, every_trajectory
 from qvd_trt.calibrators.sources.polygraphy_json import feed_arrays
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.atomic_files import not_a_file
@@ -51,11 +52,19 @@ class LoaderScript:
         """Unknown: the script is asked for one feed dict at a time."""
         return None
 
-    def calls(self) -> None:
+    def calls(self, wanted: Wanted = every_trajectory) -> None:
         """Unknown: the script is asked for one feed dict at a time."""
         return None
 
-    def drive(self, denoise: Denoise) -> None:
+    def settings(self) -> Mapping[str, str]:
+        """A digest of the script; what it reads is its own."""
+        return {"--calib": f"script sha256:{hashlib.sha256(self._path.read_bytes()).hexdigest()}"}
+
+    def needs_predictions(self) -> bool:
+        """The script is not told any prediction."""
+        return False
+
+    def drive(self, denoise: Denoise, wanted: Wanted = every_trajectory) -> None:
         """Make every call once, in the order of the script.
 
         Raises:

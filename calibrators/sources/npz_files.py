@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zipfile
 import zlib
@@ -12,7 +13,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
+from qvd_trt.calibrators.sources.calls import (
+    Denoise,
+    DenoiserCall,
+    Wanted,
+    every_trajectory,
+)
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.atomic_files import not_a_file
 from qvd_trt.export.errors import UserError
@@ -110,7 +116,7 @@ class NpzFiles:
         self._path = path
         self._signature = signature
         self._files = _list_files(path)
-        self._calls = 0
+        self._calls: list[int] = []
         for file in self._files:
             headers = read_headers(file)
             steps = count_steps(
@@ -121,28 +127,46 @@ class NpzFiles:
                 for name, header in headers.items()
             }
             check_inputs(_row(stand_ins, signature, 0), signature, file.name)
-            self._calls += steps or 1
+            self._calls.append(steps or 1)
 
     def describe(self) -> str:
         """One line for the report."""
         files = "1 file" if len(self._files) == 1 else f"{len(self._files)} files"
-        return f"{files} of {self._path}, {self._calls} calls"
+        return f"{files} of {self._path}, {sum(self._calls)} calls"
 
     def trajectories(self) -> int:
         """Number of files."""
         return len(self._files)
 
-    def calls(self) -> int:
-        """Number of denoising steps in all files."""
-        return self._calls
+    def calls(self, wanted: Wanted = every_trajectory) -> int:
+        """Number of denoising steps in the files wanted."""
+        return sum(calls for number, calls in enumerate(self._calls) if wanted(number))
 
-    def drive(self, denoise: Denoise) -> None:
-        """Make every call once, file by file.
+    def settings(self) -> Mapping[str, str]:
+        """A digest of the checksums in the files, whose data are not read."""
+        digest = hashlib.sha256()
+        for file in self._files:
+            try:
+                with zipfile.ZipFile(file) as archive:
+                    parts = [(part.filename, part.CRC) for part in archive.infolist()]
+            except READ_ERRORS as error:
+                raise _damaged(file, error) from error
+            digest.update(repr(parts).encode())
+        return {"--calib": f"{len(self._files)} files, sha256:{digest.hexdigest()}"}
+
+    def needs_predictions(self) -> bool:
+        """Recorded calls depend on nothing."""
+        return False
+
+    def drive(self, denoise: Denoise, wanted: Wanted = every_trajectory) -> None:
+        """Make every call once, file by file; files that are not wanted are not read.
 
         Raises:
             UserError: a file cannot be read or a step holds NaN or Inf.
         """
         for trajectory, file in enumerate(self._files):
+            if not wanted(trajectory):
+                continue
             for step, inputs in enumerate(self._rows(file)):
                 denoise(DenoiserCall(inputs, trajectory, step))
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from qvd_trt.calibrators.sources.calls import CalibrationSource, Denoise, DenoiserCall
+from qvd_trt.calibrators.sources.calls import (
+    CalibrationSource,
+    Denoise,
+    DenoiserCall,
+    Wanted,
+    every_trajectory,
+)
 from qvd_trt.calibrators.sources.loader_script import LoaderScript
 from qvd_trt.calibrators.sources.npz_files import NpzFiles
 from qvd_trt.calibrators.sources.polygraphy_json import PolygraphyJson
@@ -33,13 +39,28 @@ class ChainedSources:
         """Number of trajectories, or None when one source does not know its own."""
         return _total([source.trajectories() for source in self._sources])
 
-    def calls(self) -> int | None:
+    def calls(self, wanted: Wanted = every_trajectory) -> int | None:
         """Number of calls, or None when one source does not know its own."""
-        return _total([source.calls() for source in self._sources])
+        counts, offset = [], 0
+        known = self.trajectories() is not None
+        for source in self._sources:
+            counts.append(source.calls(_shifted(wanted, offset) if known else every_trajectory))
+            offset += source.trajectories() or 0
+        return _total(counts)
 
-    def drive(self, denoise: Denoise) -> None:
-        """Make every call of every source once."""
+    def settings(self) -> Mapping[str, str]:
+        """Those of every source, one after the other."""
+        each = [source.settings()["--calib"] for source in self._sources]
+        return {"--calib": "; ".join(each)}
+
+    def needs_predictions(self) -> bool:
+        """Whether any source does."""
+        return any(source.needs_predictions() for source in self._sources)
+
+    def drive(self, denoise: Denoise, wanted: Wanted = every_trajectory) -> None:
+        """Make every call of every source once; the wanted ones where all know their number."""
         offset = used = 0
+        known = self.trajectories() is not None
 
         def renumbered(call: DenoiserCall) -> AnyArray:
             nonlocal used
@@ -48,8 +69,9 @@ class ChainedSources:
             return denoise(replace(call, trajectory=number))
 
         for source in self._sources:
-            source.drive(renumbered)
-            offset = used
+            source.drive(renumbered, _shifted(wanted, offset) if known else every_trajectory)
+            # Calls of trajectories that are not wanted are not seen: what is known counts.
+            offset = offset + (source.trajectories() or 0) if known else used
 
 
 def open_source(paths: Sequence[Path], signature: ModelSignature) -> CalibrationSource:
@@ -86,6 +108,10 @@ def _open_one(path: Path, signature: ModelSignature) -> CalibrationSource:
     if suffix == ".py":
         return LoaderScript(path, signature)
     raise UserError(f"{path} is no known kind of calibration data; give {_KINDS}")
+
+
+def _shifted(wanted: Wanted, offset: int) -> Wanted:
+    return lambda trajectory: wanted(offset + trajectory)
 
 
 def _total(counts: Sequence[int | None]) -> int | None:

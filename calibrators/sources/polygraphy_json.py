@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,7 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from qvd_trt.calibrators.sources.calls import ConditionNumbers, Denoise, DenoiserCall
+from qvd_trt.calibrators.sources.calls import (
+    ConditionNumbers,
+    Denoise,
+    DenoiserCall,
+    Wanted,
+    every_trajectory,
+)
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.atomic_files import not_a_file
 from qvd_trt.export.errors import UserError
@@ -50,11 +57,22 @@ class PolygraphyJson:
         """Unknown: the format does not name them."""
         return None
 
-    def calls(self) -> int:
+    def calls(self, wanted: Wanted = every_trajectory) -> int:
         """Number of feed dicts."""
         return self._calls
 
-    def drive(self, denoise: Denoise) -> None:
+    def settings(self) -> Mapping[str, str]:
+        """A digest of the files."""
+        digest = hashlib.sha256()
+        for file in self._files:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        return {"--calib": f"{self._calls} calls, sha256:{digest.hexdigest()}"}
+
+    def needs_predictions(self) -> bool:
+        """Recorded calls depend on nothing."""
+        return False
+
+    def drive(self, denoise: Denoise, wanted: Wanted = every_trajectory) -> None:
         """Make every call once, in the order of the file.
 
         Raises:

@@ -6,13 +6,19 @@ call, so that the timesteps are covered uniformly as in Q-Diffusion (arXiv 2302.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
 
-from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
+from qvd_trt.calibrators.sources.calls import (
+    Denoise,
+    DenoiserCall,
+    Wanted,
+    every_trajectory,
+)
 from qvd_trt.calibrators.sources.channel_split import ChannelSplit
 from qvd_trt.calibrators.sources.conditioning import Conditioning
 from qvd_trt.calibrators.sources.samplers import Sampler, SamplerOptions, build_sampler
@@ -83,6 +89,19 @@ class SelfSamplingOptions:
         arrays = (("--inputs", self.extra_inputs), ("--shapes", self.shapes))
         return (*found, *(name for name, value in arrays if value))
 
+    def settings(self) -> dict[str, str]:
+        """Every option as text, by the name that commands give it; of arrays, a digest."""
+        plain = (item.name for item in fields(self) if item.name not in ("extra_inputs", "shapes"))
+        arrays = hashlib.sha256()
+        for name, array in sorted((self.extra_inputs or {}).items()):
+            arrays.update(f"{name} {array.dtype} {array.shape}".encode())
+            arrays.update(np.ascontiguousarray(array).tobytes())
+        return {
+            **{f"--{name}": str(getattr(self, name)) for name in plain},
+            "--inputs": f"sha256:{arrays.hexdigest()}" if self.extra_inputs else "None",
+            "--shapes": str(sorted((self.shapes or {}).items())),
+        }
+
     def sampler_options(self) -> SamplerOptions:
         """What the sampler is built with."""
         return SamplerOptions(
@@ -99,12 +118,27 @@ class SelfSamplingOptions:
         return self.guidance is not None and self.guidance != 1.0
 
 
-class _Size(NamedTuple):
+class LatentSize(NamedTuple):
     """Root mean square of a latent, and where it was met."""
 
-    rms: float
-    sample: int
-    step: int
+    rms: float = 1.0
+    sample: int = 0
+    step: int = 0
+
+    def divergence(self) -> str | None:
+        """A warning when this largest latent is far beyond its noise, or None.
+
+        Noise and data of the supported families have unit scale, and so has every model input in
+        between. Wrong weights of the sampler let it grow by orders of magnitude.
+        """
+        if self.rms < DIVERGED:
+            return None
+        return (
+            f"self-sampled trajectories diverge: the latent grows to {self.rms:.3g} times its "
+            f"usual size (trajectory {self.sample}, step {self.step}), and figures on it say "
+            "nothing; check that --sampler, --prediction and --schedule are those the model was "
+            "trained for"
+        )
 
 
 class SelfSampling:
@@ -128,7 +162,7 @@ class SelfSampling:
         )
         if options.guided:
             self._conditioning.require_unconditional()
-        self._largest = _Size(1.0, 0, 0)
+        self._largest = LatentSize()
         self._times = _cast_timesteps(
             self._sampler, signature.input(signature.timestep), options.sampler
         )
@@ -154,38 +188,41 @@ class SelfSampling:
         """Number of samples."""
         return self._options.samples
 
-    def calls(self) -> int:
+    def calls(self, wanted: Wanted = every_trajectory) -> int:
         """Samples x steps, twice that under guidance."""
-        return self._options.samples * self._options.steps * (2 if self._options.guided else 1)
+        samples = sum(map(wanted, range(self._options.samples)))
+        return samples * self._options.steps * (2 if self._options.guided else 1)
+
+    def settings(self) -> Mapping[str, str]:
+        """Every option, and a digest of the given arrays."""
+        return self._options.settings()
+
+    def needs_predictions(self) -> bool:
+        """Each step goes on from the prediction before."""
+        return True
 
     def drawn_inputs(self) -> tuple[str, ...]:
         """Inputs that were neither given nor sampled, and so were made up; warn about them."""
         return self._conditioning.drawn
 
+    @property
+    def largest(self) -> LatentSize:
+        """The largest latent of the trajectories driven so far; unit size where none is larger."""
+        return self._largest
+
     def divergence(self) -> str | None:
-        """A warning when the trajectories driven so far grew far beyond their noise, or None.
+        """A warning when the trajectories driven so far grew far beyond their noise, or None."""
+        return self._largest.divergence()
 
-        Noise and data of the supported families have unit scale, and so has every model input in
-        between. Wrong weights of the sampler let it grow by orders of magnitude.
-        """
-        rms, sample, step = self._largest
-        if rms < DIVERGED:
-            return None
-        return (
-            f"self-sampled trajectories diverge: the latent grows to {rms:.3g} times its usual "
-            f"size (trajectory {sample}, step {step}), and figures on it say nothing; check that "
-            "--sampler, --prediction and --schedule are those the model was trained for"
-        )
-
-    def drive(self, denoise: Denoise) -> None:
-        """Sample every trajectory.
+    def drive(self, denoise: Denoise, wanted: Wanted = every_trajectory) -> None:
+        """Sample the wanted trajectories.
 
         Raises:
             UserError: a trajectory becomes NaN or Inf, or the model's output does not fit its
                 latent input.
         """
-        self._largest = _Size(1.0, 0, 0)
-        for sample in range(self._options.samples):
+        self._largest = LatentSize()
+        for sample in filter(wanted, range(self._options.samples)):
             self._drive_sample(sample, denoise)
 
     def _drive_sample(self, sample: int, denoise: Denoise) -> None:
@@ -259,7 +296,7 @@ class SelfSampling:
         given = state if last else self._sampler.scale_input(state, index + 1)
         if given.size:
             rms = float(np.sqrt(np.mean(np.square(given, dtype=np.float64))))
-            self._largest = max(self._largest, _Size(rms, sample, index))
+            self._largest = max(self._largest, LatentSize(rms, sample, index))
 
     def _check_finite(self, state: Float32Array, sample: int, index: int) -> None:
         if not np.isfinite(state).all():

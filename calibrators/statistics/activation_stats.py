@@ -66,7 +66,8 @@ class SampleRows:
 
     def lowest(self, count: int) -> SampleRows:
         """Keep the ``count`` rows of lowest priority."""
-        return self.at(np.argsort(self.priorities, kind="stable")[:count])
+        # Calls of equal content have equal priorities: only the fold can tell their rows apart.
+        return self.at(np.lexsort((self.folds, self.priorities))[:count])
 
     def merged(self, other: SampleRows, count: int) -> SampleRows:
         """The ``count`` rows of lowest priority among both."""
@@ -194,8 +195,12 @@ class ActivationStats:
                 for name, feature in self.temporal.items()
             },
             output_elements={
-                name: (count * self.samples + other.output_elements[name] * other.samples) / total
-                for name, count in self.output_elements.items()
+                # Rounded to the counts that they are means of, so that parts give equal bits.
+                name: (
+                    round(mean * self.samples) + round(other.output_elements[name] * other.samples)
+                )
+                / max(total, 1)
+                for name, mean in self.output_elements.items()
             },
             held_out=self.held_out + other.held_out,
             seen=self.seen + other.seen,

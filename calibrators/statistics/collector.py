@@ -35,7 +35,7 @@ from qvd_trt.export.passes.add_probes import (
 )
 from qvd_trt.export.passes.opset.decompose_attention import DecomposeAttention
 from qvd_trt.export.passes.precision.measured_tensors import measured_tensors
-from qvd_trt.export.plan.site_types import GraphSites, Site
+from qvd_trt.export.plan.site_types import GraphSites, Site, Window
 
 ROW_BYTES_PER_WINDOW = 4 << 20
 """Sample rows kept per receptive field: at most this many bytes."""
@@ -80,6 +80,7 @@ class StatisticsCollector:
             UserError: ONNX Runtime cannot load the model.
         """
         self._model = model
+        self._sites = sites
         self._providers = providers
         self._plain: ort.InferenceSession | None = None
         self._signature = model.signature
@@ -177,7 +178,12 @@ class StatisticsCollector:
         )
         self._input_ranges = merge_ranges(
             self._input_ranges,
-            {n: (float(a.min()), float(a.max())) for n, a in call.inputs.items() if a.size},
+            {
+                # A negative zero would depend on the order of the calls.
+                name: (float(array.min()) + 0.0, float(array.max()) + 0.0)
+                for name, array in call.inputs.items()
+                if array.size
+            },
         )
         self._samples += 1
         prediction: AnyArray = values[self._prediction]
@@ -193,26 +199,25 @@ class StatisticsCollector:
         return prediction
 
     def finish(self) -> ActivationStats:
-        """The statistics of all calls so far.
-
-        Raises:
-            UserError: there was no call.
-        """
-        if not self._samples:
-            raise UserError(
-                "no calibration call was made, but for those with empty inputs; give --calib at "
-                "least one whole sample"
-            )
+        """The statistics of all calls so far; with empty axes where there was none."""
         steps = sorted({step for ranges in self._ranges.values() for step in ranges})
         sites = {}
-        for tensor, ranges in self._ranges.items():
+        for site in self._sites.dense:
+            tensor = site.key
+            ranges = self._ranges[tensor]
+            minimum, maximum = (
+                np.array([ranges[step][end] for step in steps], np.float32) for end in (0, 1)
+            )
             sites[tensor] = SiteStats(
                 ranges=ChannelRanges(
-                    minimum=np.stack([ranges[step][0] for step in steps]),
-                    maximum=np.stack([ranges[step][1] for step in steps]),
+                    minimum.reshape(-1, site.channels), maximum.reshape(-1, site.channels)
                 ),
-                fold_ranges=_by_fold(self._fold_ranges[tensor], ranges[steps[0]][0]),
-                rows=self._rows[tensor],
+                fold_ranges=_by_fold(self._fold_ranges[tensor], site.channels),
+                rows={
+                    window.key: self._rows[tensor].get(window.key, _no_rows(site, window))
+                    for window in site.windows
+                    if self._rows_per_call
+                },
                 row_limit=self._limits[tensor],
             )
         return ActivationStats(
@@ -220,9 +225,12 @@ class StatisticsCollector:
             samples=self._samples,
             timesteps=np.array(steps, np.float64),
             sites=sites,
-            temporal=dict(self._temporal),
+            temporal={
+                site.tensor: self._temporal.get(site.tensor, _no_features(site))
+                for site in self._sites.temporal
+            },
             output_elements={
-                layer: total / self._samples for layer, total in self._elements.items()
+                layer: total / max(self._samples, 1) for layer, total in self._elements.items()
             },
             magnitudes=self._magnitudes,
             input_ranges=self._input_ranges,
@@ -243,7 +251,8 @@ class StatisticsCollector:
                 "files); where only masked rows are NaN, which the model drops, keep the layers "
                 f"that read it float: {self._keep[tensor]}"
             )
-        found = values[probes.minimum], values[probes.maximum]
+        # A negative zero would depend on the order of the calls.
+        found = values[probes.minimum] + np.float32(0), values[probes.maximum] + np.float32(0)
         self._ranges[tensor][timestep] = _wider(self._ranges[tensor].get(timestep), found)
         self._fold_ranges[tensor][fold] = _wider(self._fold_ranges[tensor].get(fold), found)
 
@@ -269,7 +278,7 @@ class StatisticsCollector:
             )
 
     def _reduce_feature(self, tensor: str, rows: AnyArray, timestep: float, fold: int) -> None:
-        distinct = np.unique(rows, axis=0).astype(np.float32)
+        distinct = np.unique(rows + rows.dtype.type(0), axis=0).astype(np.float32)
         count = len(distinct)
         feature = TemporalFeatures(
             distinct, np.full(count, timestep), np.full(count, 1 << fold, np.uint8)
@@ -295,12 +304,22 @@ def _wider(seen: _Range | None, found: _Range) -> _Range:
     return np.minimum(seen[0], found[0]), np.maximum(seen[1], found[1])
 
 
-def _by_fold(ranges: Mapping[int, _Range], like: AnyArray) -> ChannelRanges:
-    minimum = np.full((FOLDS, *like.shape), np.inf, np.float32)
-    maximum = np.full((FOLDS, *like.shape), -np.inf, np.float32)
+def _by_fold(ranges: Mapping[int, _Range], channels: int) -> ChannelRanges:
+    minimum = np.full((FOLDS, channels), np.inf, np.float32)
+    maximum = np.full((FOLDS, channels), -np.inf, np.float32)
     for fold, (low, high) in ranges.items():
         minimum[fold], maximum[fold] = low, high
     return ChannelRanges(minimum, maximum)
+
+
+def _no_rows(site: Site, window: Window) -> SampleRows:
+    values = np.empty((0, site.channels, window.taps), np.float32)
+    return SampleRows(values, np.empty(0), np.empty(0), np.empty(0, np.int64))
+
+
+def _no_features(site: Site) -> TemporalFeatures:
+    values = np.empty((0, site.channels), np.float32)
+    return TemporalFeatures(values, np.empty(0), np.empty(0, np.uint8))
 
 
 def _magnitude(least: float, greatest: float) -> float:

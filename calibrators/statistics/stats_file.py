@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from qvd_trt.calibrators.statistics.activation_stats import (
     ActivationStats,
@@ -22,7 +21,7 @@ from qvd_trt.calibrators.statistics.activation_stats import (
     TemporalFeatures,
 )
 from qvd_trt.export.arrays import AnyArray
-from qvd_trt.export.atomic_files import not_a_file, write_atomically
+from qvd_trt.export.atomic_files import not_a_file, written_together
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.plan.site_types import GraphSites
@@ -45,8 +44,18 @@ _DAMAGE = (
 
 
 def save_stats(stats: ActivationStats, path: Path) -> None:
-    """Write the statistics to one ``.npz`` file, atomically."""
-    arrays: dict[str, npt.NDArray[Any]] = {"timesteps": stats.timesteps}
+    """Write the statistics to one ``.npz`` file, atomically.
+
+    Raises:
+        UserError: the disk is full, or takes no such file.
+    """
+    arrays, header = pack_stats(stats)
+    write_arrays(arrays, header, path)
+
+
+def pack_stats(stats: ActivationStats) -> tuple[dict[str, AnyArray], dict[str, Any]]:
+    """The statistics as arrays by name, and the header that makes sense of them."""
+    arrays: dict[str, AnyArray] = {"timesteps": stats.timesteps}
     sites, temporal = [], []
     for index, (name, site) in enumerate(stats.sites.items()):
         windows = list(site.rows)
@@ -92,77 +101,114 @@ def save_stats(stats: ActivationStats, path: Path) -> None:
             for kind, kept in calls.items()
         },
     }
-    arrays["header"] = np.array(json.dumps(header))
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomically(path, buffer.getvalue())
+    return arrays, header
+
+
+def write_arrays(arrays: Mapping[str, AnyArray], header: Mapping[str, Any], path: Path) -> None:
+    """Write arrays and their header to one ``.npz`` file, atomically.
+
+    Raises:
+        UserError: the disk is full, or takes no such file.
+    """
+    try:
+        # Not in memory first: the statistics of a large model take a gigabyte.
+        with written_together(path) as staged, staged.open("wb") as file:
+            np.savez(file, header=np.array(json.dumps(header)), **arrays)  # type: ignore[arg-type]
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); free space, or give --stats "
+            "another path"
+        ) from error
 
 
 def load_stats(path: Path) -> ActivationStats:
     """Read what :func:`save_stats` wrote.
 
     Raises:
+        UserError: the file is missing, damaged, a part of a run, or of another format version.
+    """
+    with reading(path, "--stats") as (data, header):
+        if (part := header.get("part")) is not None:
+            raise UserError(
+                f"--stats: {path} is shard {part['shard'][0]}/{part['shard'][1]} of a run; give "
+                "it and the others to --merge-stats"
+            )
+        return unpack_stats(data, header)
+
+
+@contextmanager
+def reading(path: Path, option: str) -> Iterator[tuple[Mapping[str, AnyArray], dict[str, Any]]]:
+    """Open a statistics file; what goes wrong with it while it is open is told as damage.
+
+    Args:
+        path: The file.
+        option: The option that named it, for messages.
+
+    Raises:
         UserError: the file is missing, damaged, or of another format version.
     """
     if not path.is_file():
-        raise UserError(f"--stats: {path} {not_a_file(path)}; give a file that --stats wrote")
+        raise UserError(f"{option}: {path} {not_a_file(path)}; give a file that --stats wrote")
     try:
         with np.load(path, allow_pickle=False) as data:
             header = json.loads(str(data["header"]))
             if header["format"] != STATS_FORMAT:
                 raise UserError(
-                    f"--stats: {path} has format {header['format']}, this version reads "
+                    f"{option}: {path} has format {header['format']}, this version reads "
                     f"{STATS_FORMAT}; calibrate again"
                 )
-            sites = {}
-            for index, entry in enumerate(header["sites"]):
-                rows = {}
-                for position, key in enumerate(entry["windows"]):
-                    prefix = f"site{index}.window{position}"
-                    rows[key] = SampleRows(
-                        data[f"{prefix}.values"],
-                        data[f"{prefix}.priorities"],
-                        data[f"{prefix}.timesteps"],
-                        data[f"{prefix}.folds"],
-                    )
-                sites[entry["tensor"]] = SiteStats(
-                    _ranges(data, f"site{index}."),
-                    _ranges(data, f"site{index}.fold_"),
-                    rows,
-                    entry["row_limit"],
-                )
-            temporal = {
-                name: TemporalFeatures(
-                    data[f"temporal{index}.values"],
-                    data[f"temporal{index}.timesteps"],
-                    data[f"temporal{index}.folds"],
-                )
-                for index, name in enumerate(header["temporal"])
-            }
-            return ActivationStats(
-                model_hash=header["model_hash"],
-                samples=header["samples"],
-                timesteps=data["timesteps"],
-                sites=sites,
-                temporal=temporal,
-                output_elements=header["output_elements"],
-                magnitudes=dict(
-                    zip(header["magnitudes"], data["magnitudes"].tolist(), strict=True)
-                ),
-                input_ranges={
-                    name: (low, high)
-                    for name, (low, high) in zip(
-                        header["input_ranges"], data["input_ranges"].tolist(), strict=True
-                    )
-                },
-                held_out=_calls(data, header, "held_out"),
-                seen=_calls(data, header, "seen"),
-            )
+            yield data, header
     except _DAMAGE as error:
         raise UserError(
-            f"--stats: {path} is not a complete statistics file ({error}); "
+            f"{option}: {path} is not a complete statistics file ({error}); "
             "delete it and calibrate again"
         ) from error
+
+
+def unpack_stats(data: Mapping[str, AnyArray], header: Mapping[str, Any]) -> ActivationStats:
+    """The statistics behind what :func:`pack_stats` gave."""
+    sites = {}
+    for index, entry in enumerate(header["sites"]):
+        rows = {}
+        for position, key in enumerate(entry["windows"]):
+            prefix = f"site{index}.window{position}"
+            rows[key] = SampleRows(
+                data[f"{prefix}.values"],
+                data[f"{prefix}.priorities"],
+                data[f"{prefix}.timesteps"],
+                data[f"{prefix}.folds"],
+            )
+        sites[entry["tensor"]] = SiteStats(
+            _ranges(data, f"site{index}."),
+            _ranges(data, f"site{index}.fold_"),
+            rows,
+            entry["row_limit"],
+        )
+    temporal = {
+        name: TemporalFeatures(
+            data[f"temporal{index}.values"],
+            data[f"temporal{index}.timesteps"],
+            data[f"temporal{index}.folds"],
+        )
+        for index, name in enumerate(header["temporal"])
+    }
+    return ActivationStats(
+        model_hash=header["model_hash"],
+        samples=header["samples"],
+        timesteps=data["timesteps"],
+        sites=sites,
+        temporal=temporal,
+        output_elements=header["output_elements"],
+        magnitudes=dict(zip(header["magnitudes"], data["magnitudes"].tolist(), strict=True)),
+        input_ranges={
+            name: (low, high)
+            for name, (low, high) in zip(
+                header["input_ranges"], data["input_ranges"].tolist(), strict=True
+            )
+        },
+        held_out=_calls(data, header, "held_out"),
+        seen=_calls(data, header, "seen"),
+    )
 
 
 def _ranges(data: Mapping[str, AnyArray], prefix: str) -> ChannelRanges:
@@ -183,20 +229,22 @@ def _calls(
     )
 
 
-def check_belongs(stats: ActivationStats, model: FloatModel, path: Path) -> None:
-    """Refuse statistics of another model.
+def check_belongs(model_hash: str, model: FloatModel, path: Path, option: str = "--stats") -> None:
+    """Refuse statistics of another model, by the hash of the one that they are of.
 
     Raises:
         UserError: naming the file.
     """
-    if stats.model_hash != model.digest:
+    if model_hash != model.digest:
         raise UserError(
-            f"--stats: {path} belongs to another model ({stats.model_hash[:19]}..., this one is "
+            f"{option}: {path} belongs to another model ({model_hash[:19]}..., this one is "
             f"{model.digest[:19]}...); delete it or give another path"
         )
 
 
-def check_sound(stats: ActivationStats, sites: GraphSites, path: Path) -> None:
+def check_sound(
+    stats: ActivationStats, sites: GraphSites, path: Path, option: str = "--stats"
+) -> None:
     """Refuse statistics that lack a layer, are not finite or not of the sites' channels.
 
     Raises:
@@ -205,7 +253,7 @@ def check_sound(stats: ActivationStats, sites: GraphSites, path: Path) -> None:
     for layer in sites.all_layers:
         if layer.name not in stats.output_elements:
             raise UserError(
-                f"--stats: {path} knows nothing of layer {layer.name!r}, another version of "
+                f"{option}: {path} knows nothing of layer {layer.name!r}, another version of "
                 "qvd-export wrote it; delete it and calibrate again"
             )
     arrays: list[tuple[str, int, AnyArray]] = []
@@ -229,6 +277,6 @@ def check_sound(stats: ActivationStats, sites: GraphSites, path: Path) -> None:
     for tensor, channels, array in arrays:
         if array.shape[1:2] != (channels,) or not np.isfinite(array).all():
             raise UserError(
-                f"--stats: {path} holds NaN, Inf or a wrong number of channels for {tensor!r}; "
+                f"{option}: {path} holds NaN, Inf or a wrong number of channels for {tensor!r}; "
                 "delete it and calibrate again"
             )

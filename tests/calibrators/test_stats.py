@@ -9,6 +9,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -184,6 +185,16 @@ def test_the_order_of_the_samples_does_not_matter(calls: list[Seen], data: st.Da
     order = data.draw(st.permutations(calls))
     singles = [one_pass([call]) for call in order]
     assert_same(merged(singles), merged([one_pass([call]) for call in calls]))
+
+
+@given(*[st.integers(0, 2**40), st.integers(1, 5000)] * 2)
+@hypothesis.example(1061228434200, 1669, 1265848529, 3679)
+def test_means_of_counts_are_merged_exactly(a: int, calls_a: int, b: int, calls_b: int) -> None:
+    left, right = (
+        replace(example(), samples=calls, output_elements={"conv": total / calls})
+        for total, calls in ((a, calls_a), (b, calls_b))
+    )
+    assert left.merged(right).output_elements == {"conv": (a + b) / (calls_a + calls_b)}
 
 
 @settings(max_examples=50, deadline=None)

@@ -11,7 +11,12 @@ import numpy as np
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
 from qvd_trt.calibrators.calibrate import CalibrationOptions, calibrate
 from qvd_trt.calibrators.solve import SolveOptions, solve
-from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
+from qvd_trt.calibrators.sources.calls import (
+    Denoise,
+    DenoiserCall,
+    Wanted,
+    every_trajectory,
+)
 from qvd_trt.calibrators.statistics.activation_stats import ActivationStats
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.graph.find_sites import find_sites
@@ -62,10 +67,16 @@ class NoiseCalls:
     def trajectories(self) -> int | None:
         return None
 
-    def calls(self) -> int | None:
+    def settings(self) -> dict[str, str]:
+        return {}
+
+    def needs_predictions(self) -> bool:
+        return False
+
+    def calls(self, wanted: Wanted = every_trajectory) -> int | None:
         return None  # with a number, a short run would sample eight times as many rows a call
 
-    def drive(self, denoise: Denoise) -> None:
+    def drive(self, denoise: Denoise, wanted: Wanted = every_trajectory) -> None:
         for index in range(self.count):
             denoise(DenoiserCall(noise_feeds(self.signature, index), trajectory=0, step=index))
 

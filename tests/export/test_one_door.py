@@ -15,7 +15,12 @@ from onnx import TensorProto, helper, numpy_helper
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
 from qvd_trt.calibrators.calibrate import CalibrationOptions, calibrate
 from qvd_trt.calibrators.solve import SolveOptions, solve
-from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
+from qvd_trt.calibrators.sources.calls import (
+    Denoise,
+    DenoiserCall,
+    Wanted,
+    every_trajectory,
+)
 from qvd_trt.calibrators.temporal.timestep_sweep import TemporalSweep, training_timesteps
 from qvd_trt.export.apply_plan import ApplyOptions, apply_plan, check_target, fold_only
 from qvd_trt.export.errors import UserError
@@ -42,10 +47,16 @@ class Calls:
     def trajectories(self) -> int | None:
         return None
 
-    def calls(self) -> int | None:
+    def settings(self) -> dict[str, str]:
+        return {}
+
+    def needs_predictions(self) -> bool:
+        return False
+
+    def calls(self, wanted: Wanted = every_trajectory) -> int | None:
         return len(self._feeds)
 
-    def drive(self, denoise: Denoise) -> None:
+    def drive(self, denoise: Denoise, wanted: Wanted = every_trajectory) -> None:
         for step, inputs in enumerate(self._feeds):
             denoise(DenoiserCall(inputs, 0, step))
 

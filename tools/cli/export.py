@@ -39,6 +39,7 @@ from qvd_trt.tools.cli.sampling import add_sampling, read_sampling
 # Reports, requests and what they call are imported where they are used: ONNX Runtime, onnx_ir and
 # rich take a second, and --help and usage errors are to answer at once.
 if TYPE_CHECKING:
+    from qvd_trt.tools.calibrate_shard import ShardReport
     from qvd_trt.tools.quantize_report import QuantizationReport
     from qvd_trt.tools.quantize_request import QuantizeRequest
 
@@ -49,6 +50,7 @@ EXAMPLES = """\
   qvd-export model.onnx --sampler ddim --steps 25 --prediction v_prediction --inputs prompts.npz
   qvd-export model.onnx --stats model.stats.npz --bits w6a6 -o model.w6a6.onnx
   qvd-export model.onnx --plan edited.plan.json -o model.w8a8.onnx --target trt8
+  qvd-export model.onnx --calib recorded/ --stats shard.2.npz --shard 2/8 --resume
   qvd-export --recipe w8a8.toml --target rtx
 """
 
@@ -149,6 +151,26 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="statistics cache (.npz): read when it exists, else written",
     )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with a calibration that was stopped, from FILE.partial beside --stats FILE",
+    )
+    group.add_argument(
+        "--shard",
+        metavar="i/n",
+        help="calibrate every n-th trajectory from the i-th on (1/n to n/n) into --stats FILE, "
+        "and stop there; another process or machine takes the others",
+    )
+    group.add_argument(
+        "--merge-stats",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        default=[],
+        help="the files of all shards, in any order: go on as with the --stats of one run, and "
+        "write that where --stats says",
+    )
     add_model_options(group, provider="where calibration runs")
     group.add_argument(
         "--temporal-timesteps",
@@ -197,6 +219,7 @@ def read_request(options: argparse.Namespace) -> QuantizeRequest:
     Raises:
         UserError: an unknown name, or options that do not go together.
     """
+    from qvd_trt.calibrators.sources.shard import Shard
     from qvd_trt.export.apply_plan import ApplyOptions
     from qvd_trt.tools.quantize_request import QuantizeRequest
 
@@ -220,6 +243,9 @@ def read_request(options: argparse.Namespace) -> QuantizeRequest:
         sampling=read_sampling(options),
         training_timesteps=_TRAINING_TIMESTEPS[options.temporal_timesteps],
         stats=options.stats,
+        shard=None if options.shard is None else Shard.parse(options.shard),
+        merge_stats=tuple(options.merge_stats),
+        resume=options.resume,
         plan=options.plan,
         timestep_input=options.timestep_input,
         latent_input=options.latent_input,
@@ -270,13 +296,20 @@ def run(
     return quantize(request, BarProgress(), tell)
 
 
+def _calibrate_shard(request: QuantizeRequest, tell: Callable[[str], None]) -> ShardReport:
+    from qvd_trt.tools.calibrate_shard import calibrate_shard
+    from qvd_trt.tools.cli.display import BarProgress
+
+    return calibrate_shard(request, BarProgress(), tell)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (0 done, 2 bad input, 130 interrupted)."""
     return run_command(NAME, lambda: _main(parse_arguments(build_parser(), arguments)))
 
 
 def _main(options: argparse.Namespace) -> int:
-    from qvd_trt.tools.cli.export_summary import print_summary
+    from qvd_trt.tools.cli.export_summary import print_shard, print_summary
 
     request = read_request(options)
     if options.list_layers:
@@ -287,6 +320,11 @@ def _main(options: argparse.Namespace) -> int:
         say(NAME, warnings=[warning])
         told.append(warning)
 
+    if request.shard is not None:
+        shard = _calibrate_shard(request, tell)
+        say(NAME, warnings=[warning for warning in shard.warnings if warning not in told])
+        print_report(NAME, shard, options, print_shard)
+        return EXIT_OK
     report = run(request, tell)
     say(NAME, warnings=[warning for warning in report.warnings if warning not in told])
     print_report(NAME, report, options, print_summary)

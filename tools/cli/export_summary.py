@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.filesize import decimal
 
+from qvd_trt.tools.calibrate_shard import ShardReport
 from qvd_trt.tools.cli.display import SummaryConsole, print_labelled, print_table
 from qvd_trt.tools.quantize_report import LayerNames, QuantizationReport
 
@@ -24,6 +26,24 @@ def print_summary(report: QuantizationReport, *, verbose: bool) -> None:
     if verbose:
         _print_kept(console, report)
         print_layers(report.layers)
+
+
+def print_shard(report: ShardReport, *, verbose: bool) -> None:
+    """Print what a shard holds and what comes next."""
+    calls = f"{report.samples} calls of {report.calibration}"
+    if report.held_out:
+        calls += f", {report.held_out} held out"
+    merge = f"qvd-export {shlex.quote(report.model)} --merge-stats"
+    print_labelled(
+        SummaryConsole(),
+        [
+            ("shard", [report.shard]),
+            ("calibrated", [calls]),
+            ("written", list(report.written) or ["nothing"]),
+            ("next", [f"when all shards are there: {merge} {shlex.quote(report.stats)} ..."]),
+        ],
+        wrap=True,
+    )
 
 
 def _rows(report: QuantizationReport) -> list[tuple[str, list[str]]]:
