@@ -14,6 +14,7 @@ from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.graph.signature import ModelSignature
 from qvd_trt.export.graph.values import constant_array
 from qvd_trt.export.plan.site_types import Layer, OddLayer
+from qvd_trt.export.targets import FloatType
 
 _BLOCK_BYTES = 1 << 24
 
@@ -26,6 +27,7 @@ class FloatModel:
         path: The ONNX file.
         data_folder: Where the external weights of ``source`` lie.
         files: It, and the files of its external data.
+        stored: Type of its weights, by bytes; everything behind reads them as float32.
         source: The model as the file has it, in the form that ``Normalize`` gives, which ONNX
             Runtime runs. External weights stay on disk until they are read.
         prepared: The same function with named nodes, Attention written out, and weights that are
@@ -40,6 +42,7 @@ class FloatModel:
     path: Path
     data_folder: Path
     files: tuple[Path, ...]
+    stored: FloatType
     source: ir.Model
     prepared: ir.Model
     signature: ModelSignature

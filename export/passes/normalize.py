@@ -13,6 +13,7 @@ from onnx_ir.passes.common import (
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.values import named_extents
 from qvd_trt.export.passes.opset.lower_opset import LowerOpset
+from qvd_trt.export.passes.precision.raise_precision import RaisePrecision
 
 LOWEST_OPSET, HIGHEST_OPSET = 13, 25
 """Opsets of the default domain that are read; what a target writes may be narrower."""
@@ -28,16 +29,17 @@ class Normalize(ir.passes.InPlacePass):
     """Sort the nodes, inline local functions, name the default domain and all dimensions one way.
 
     Initializers that are listed as inputs become weights, at the value they hold. Types and shapes
-    are inferred where the file states none. Opsets 24 and 25 are lowered to 23. Names of tensors
-    stay.
+    are inferred where the file states none. A 16-bit graph computes in float32. Opsets 24 and 25
+    are lowered to 23. Names of tensors stay.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite.
 
         Raises:
-            UserError: the default domain is imported twice, its opset is not 13 to 25, or a node
-                of 24 or 25 has no older equal.
+            UserError: the default domain is imported twice, its opset is not 13 to 25, a node of
+                24 or 25 has no older equal, or a 16-bit model cannot be read as float32
+                (:class:`~qvd_trt.export.passes.precision.raise_precision.RaisePrecision`).
         """
         _name_default_domain(model)
         opset = model.opset_imports.get(_DEFAULT_DOMAIN)
@@ -51,6 +53,8 @@ class Normalize(ir.passes.InPlacePass):
         if model.functions:
             InlinePass()(model)
         _name_dimensions(model.graph)
+        # First: inference stops at 16-bit types that an operator lacks, as exporters write them.
+        RaisePrecision()(model)
         _infer_missing_types(model)
         if opset > LAST_OPSET:
             LowerOpset(LAST_OPSET)(model)
