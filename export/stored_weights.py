@@ -21,7 +21,8 @@ class WidenedTensor(ir.LazyTensor):
         self.stored = stored
 
     def _widen(self) -> ir.TensorProtocol:
-        return ir.Tensor(self.stored.numpy().astype("float32"), dtype=_FLOAT, name=self.name)
+        array = self.stored.numpy().astype("float32", order="C")  # views have other orders
+        return ir.Tensor(array, dtype=_FLOAT, name=self.name)
 
 
 def stored_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

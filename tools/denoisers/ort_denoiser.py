@@ -24,8 +24,8 @@ class OrtDenoiser(GraphDenoiser):
     """A float or QDQ ONNX file, called like the diffusers model; Q and DQ are run as written.
 
     What is bfloat16 is computed in float32 on the CPU, where ONNX Runtime has no kernels for it,
-    and where it is an input or output, which it cannot bind. With the CUDA provider inputs and outputs
-    stay on the GPU.
+    and where it is an input or output, which it cannot bind. With the CUDA provider inputs and
+    outputs stay on the GPU.
     """
 
     def __init__(
