@@ -52,9 +52,9 @@ def with_stored_weights(model: ir.Model) -> ir.Model:
     for name in [value.name or "" for value in widened]:
         value = graph.initializers[name]
         assert isinstance(value.const_value, WidenedTensor)
-        tensor = value.const_value.stored
+        tensor = _renamed(value.const_value.stored, f"{name}/qvd/stored")
         stored = ir.Value(
-            name=f"{name}/qvd/stored",
+            name=tensor.name,
             shape=value.shape,
             type=ir.TensorType(tensor.dtype),
             const_value=tensor,
@@ -67,3 +67,18 @@ def with_stored_weights(model: ir.Model) -> ir.Model:
         graph.register_initializer(stored)
         graph.insert_before(graph[0], node)
     return copy
+
+
+def _renamed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    """The same data under another name; the tensor itself belongs to the model that was read."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
+    return ir.ExternalTensor(
+        tensor.location,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=tensor.shape,
+        name=name,
+        base_dir=tensor.base_dir,
+    )
