@@ -213,10 +213,13 @@ def _refuse_other_precision(graph: ir.Graph, layers: Iterable[Layer], path: Path
     for layer in layers:
         dtype = graph.initializers[layer.weight].dtype
         if dtype is not None and dtype != ir.DataType.FLOAT:
-            raise UserError(
-                f"{path} holds {dtype.name} weights ({layer.weight!r}); export the model in "
-                "float32, fp16 or bf16"
+            mend = (
+                "export the model in float32, or without If, Loop and Scan, around which 16-bit "
+                "tensors are not read"
+                if dtype in _FLOAT_TYPES
+                else "export the model in float32, fp16 or bf16"
             )
+            raise UserError(f"{path} holds {dtype.name} weights ({layer.weight!r}); {mend}")
 
 
 def _refuse_unsound_weights(graph: ir.Graph, layers: Iterable[Layer], path: Path) -> None:

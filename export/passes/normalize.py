@@ -38,8 +38,7 @@ class Normalize(ir.passes.InPlacePass):
 
         Raises:
             UserError: the default domain is imported twice, its opset is not 13 to 25, a node of
-                24 or 25 has no older equal, or a 16-bit model cannot be read as float32
-                (:class:`~qvd_trt.export.passes.precision.raise_precision.RaisePrecision`).
+                24 or 25 has no older equal, or a tensor of a 16-bit model has no type.
         """
         _name_default_domain(model)
         opset = model.opset_imports.get(_DEFAULT_DOMAIN)

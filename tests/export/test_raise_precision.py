@@ -144,18 +144,27 @@ def test_an_output_that_is_read_inside_and_one_cast_from_integers() -> None:
     np.testing.assert_array_equal(total, [[600, 2.5, 4.5, 0]])
 
 
-def test_control_flow_is_refused() -> None:
-    g = small(FP16)
-    branch = onnx.helper.make_graph(
-        [onnx.helper.make_node("Identity", ["x"], ["inner"])],
+@pytest.mark.parametrize("kind", [FP16, BF16, FLOAT])
+def test_16_bit_weights_around_control_flow_are_refused(tmp_path: Path, kind: int) -> None:
+    model = in_16_bits(small_unet(), kind, interface=False) if kind != FLOAT else small_unet()
+    output = model.graph.output[0].name
+    branch = helper.make_graph(
+        [helper.make_node("Identity", [f"{output}/inner"], ["chosen"])],
         "branch",
         [],
-        [onnx.helper.make_tensor_value_info("inner", FP16, ["n", 4])],
+        [helper.make_tensor_value_info("chosen", FLOAT, None)],
     )
-    flag = g.constant("flag", np.array(True))
-    g.op("If", flag, name="choice", then_branch=branch, else_branch=branch)
-    with pytest.raises(UserError, match=r"If, Loop or Scan.*export it in float32"):
-        read(typed(g, FP16, "choice_out"))
+    for node in model.graph.node:
+        node.output[:] = [f"{output}/inner" if name == output else name for name in node.output]
+    model.graph.initializer.add(name="flag", data_type=TensorProto.BOOL, int32_data=[1])
+    choice = helper.make_node("If", ["flag"], [output], then_branch=branch, else_branch=branch)
+    model.graph.node.append(choice)
+    onnx.save(model, tmp_path / "model.onnx")
+    if kind == FLOAT:
+        assert open_model(tmp_path / "model.onnx").layers
+        return
+    with pytest.raises(UserError, match="export the model in float32, or without If"):
+        open_model(tmp_path / "model.onnx")
 
 
 WIDE, LAYERS = 2048, 24

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qvd_trt.export.errors import UserError
 from qvd_trt.export.passes.edits import new_cast
 from qvd_trt.export.passes.opset.schema import Dtypes, infer_dtypes
 from qvd_trt.export.passes.precision.widen import (
@@ -29,19 +28,13 @@ class RaisePrecision(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite the main graph.
+        """Rewrite the main graph; one with subgraphs (If, Loop, Scan) is left as it is.
 
         Raises:
-            UserError: the model is of 16 bits and has a subgraph (If, Loop, Scan), or a tensor of
-                unknown type.
+            UserError: the model has 16-bit tensors, and one of unknown type.
         """
-        if not is_low_precision(model):
+        if not is_low_precision(model) or has_subgraphs(model):
             return ir.passes.PassResult(model, False)
-        if has_subgraphs(model):
-            raise UserError(
-                "the model has 16-bit tensors around If, Loop or Scan, which cannot be read as "
-                "float32; export it in float32, or without control flow"
-            )
         graph = model.graph
         dtypes = infer_dtypes(graph, model.opset_imports[""])
         for value, dtype in dtypes.items():
