@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from qvd_trt.export.arrays import AnyArray
@@ -18,6 +19,7 @@ from tests.models.sixteen_bits import BF16, FLOAT, FP16, in_16_bits, rounded_wei
 from tests.models.small_unet import small_unet
 from tests.models.token_denoiser import token_denoiser, write_calls
 from tests.tools.command import Command
+from tests.tools.test_opsets import write
 
 KINDS = {"fp16": FP16, "bf16": BF16}
 CHOSEN = {"trt": None, "rtx": None, "trt8": "fp32", "ort": "fp32"}
@@ -82,6 +84,28 @@ def test_as_the_float32_file(files: Command, name: str, target: str) -> None:
     assert scores == pytest.approx(expected_scores, abs=1)
     kept = KINDS[name] if name == "fp16" else FLOAT
     assert interface(files.folder / f"{name}.out.onnx") == [kept, kept]
+
+
+def test_a_plain_session_runs_the_written_file(files: Command) -> None:
+    exported(files, "fp16", "--target", "ort")
+    feed = {name: array[0] for name, array in calls(np.float16).items()}
+    found, expected = (
+        ort.InferenceSession(files.folder / name).run(None, feed)[0].astype(np.float64)
+        for name in ("fp16.out.onnx", "fp16.onnx")
+    )
+    assert 0 < np.square(found - expected).mean() < np.square(expected).mean() / 300  # 25 dB
+
+
+@pytest.mark.parametrize("opset", [13, 23, 25])
+@pytest.mark.parametrize("kind", [FP16, BF16])
+def test_oldest_and_newest_opsets(command: Command, opset: int, kind: int) -> None:
+    """Attention from 23 on, which stays for ``ort``; older files state no shapes inside."""
+    path, recorded = write(command.folder, opset)
+    onnx.save(in_16_bits(onnx.load(path), kind), path)
+    result = command.done(path, "--target", "ort", "--calib", recorded, "-o", "o.onnx", "--json")
+    assert result.json()["held_out_mean_sqnr"] > 25
+    operators = {node.op_type for node in onnx.load(command.folder / "o.onnx").graph.node}
+    assert ("Attention" in operators) == (opset >= 23)
 
 
 @pytest.mark.parametrize("target", ["trt", "rtx", "ort"])
