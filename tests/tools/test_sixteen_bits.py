@@ -14,7 +14,9 @@ import onnxruntime as ort
 import pytest
 
 from qvd_trt.export.arrays import AnyArray
+from qvd_trt.export.model_file import load_model, normalize
 from qvd_trt.tools.cli.validate import main as validate_main
+from qvd_trt.tools.validation.models import write_lowered
 from tests.models.sixteen_bits import BF16, FLOAT, FP16, in_16_bits, rounded_weights
 from tests.models.small_unet import small_unet
 from tests.models.token_denoiser import token_denoiser, write_calls
@@ -190,3 +192,19 @@ def test_validation_reads_the_source_alike(
         low, wide = (summary[comparison]["mean_sqnr"] for summary in found)
         assert low == pytest.approx(wide, abs=0.1)
     assert found[0]["quantization"]["mean_sqnr"] > 25
+
+
+def test_the_noise_floor_lowers_the_source_alike(files: Command) -> None:
+    feed = calls(np.float32)
+    found = []
+    for name in ("fp16", "fp16-wide"):
+        path = files.folder / f"{name}.onnx"
+        model = load_model(path)
+        normalize(model, path)
+        write_lowered(model, files.folder / "lowered.onnx")
+        session = ort.InferenceSession(files.folder / "lowered.onnx")
+        dtype = {"tensor(float16)": np.float16}.get(session.get_inputs()[0].type, np.float32)
+        sample = feed["sample"][0].astype(dtype)
+        (output,) = session.run(None, {"sample": sample, "timestep": feed["timestep"][0]})
+        found.append(output.astype(np.float32))
+    np.testing.assert_allclose(found[0], found[1], rtol=2e-3, atol=2e-3)
