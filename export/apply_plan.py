@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import onnx_ir as ir
@@ -19,6 +19,7 @@ from qvd_trt.export.passes.opset.decompose_attention import DecomposeAttention
 from qvd_trt.export.passes.opset.lower_opset import LowerOpset
 from qvd_trt.export.passes.opset.raise_opset import RaiseOpset
 from qvd_trt.export.passes.precision.lower_precision import LowerPrecision
+from qvd_trt.export.passes.precision.raise_precision import DropIdleCasts
 from qvd_trt.export.passes.prepare import Prepare
 from qvd_trt.export.passes.tensorrt8 import tensorrt8_passes
 from qvd_trt.export.plan.quant_plan import W8A8, QuantPlan
@@ -30,6 +31,7 @@ from qvd_trt.export.targets import (
     TargetProfile,
     choose_float_type,
     choose_htdq_form,
+    default_float_type,
 )
 
 _RUNTIME_DOMAINS = ("com.microsoft", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview")
@@ -45,7 +47,8 @@ class ApplyOptions:
 
     Attributes:
         target: The runtime's rules.
-        float_type: Type of the rest of the graph; None takes the target's default.
+        float_type: Type of the rest of the graph; None takes the target's default, which for
+            16-bit targets is the type of 16-bit weights.
         htdq_form: How HTDQ nodes are written; None takes the target's default.
     """
 
@@ -66,8 +69,16 @@ class ApplyOptions:
 
     @property
     def dtype(self) -> FloatType:
-        """Type of the rest of the graph."""
-        return self.float_type or self.target.float_types[0]
+        """Type of the rest of the graph, for a float32 model where none was asked for."""
+        return self.float_type or default_float_type(self.target)
+
+    def for_model(self, model: FloatModel) -> ApplyOptions:
+        """These options, with the type of the rest of the graph that the model's weights ask for.
+
+        One that was asked for stays.
+        """
+        float_type = self.float_type or default_float_type(self.target, model.stored)
+        return replace(self, float_type=float_type)
 
 
 def apply_plan(model: FloatModel, plan: QuantPlan, options: ApplyOptions) -> ir.Model:
@@ -78,6 +89,7 @@ def apply_plan(model: FloatModel, plan: QuantPlan, options: ApplyOptions) -> ir.
             brought to the target's opset or type.
     """
     check_plan(model, plan)
+    options = options.for_model(model)
     target = options.target
     scale_type = target.scale_type(options.dtype)
     emitted = _start(model, target)
@@ -101,6 +113,8 @@ def apply_plan(model: FloatModel, plan: QuantPlan, options: ApplyOptions) -> ir.
                 float32=frozenset(plan.float32),
             )
         )
+        if _has_fp16_interface(emitted.graph):
+            passes.append(DropIdleCasts())
     # After lowering, so that an inlined body keeps its float32 comparison.
     passes.append(DefineHtdq(options.htdq_form or target.htdq_form))
     if opset > target.max_opset:
@@ -196,6 +210,10 @@ def _refuse_foreign_operators(model: FloatModel, target: TargetProfile) -> None:
                 f"has; for target {target.name} give the model as exported, without ONNX Runtime's "
                 "extended optimizations"
             )
+
+
+def _has_fp16_interface(graph: ir.Graph) -> bool:
+    return any(value.dtype == ir.DataType.FLOAT16 for value in (*graph.inputs, *graph.outputs))
 
 
 def _start(model: FloatModel, target: TargetProfile) -> ir.Model:

@@ -20,10 +20,17 @@ from qvd_trt.export.passes.normalize import Normalize
 from qvd_trt.export.passes.opset.decompose_attention import DecomposeAttention
 from qvd_trt.export.passes.prepare import Prepare
 from qvd_trt.export.plan.site_types import Layer
+from qvd_trt.export.stored_weights import stored_tensor
+from qvd_trt.export.targets import FloatType
 
 INLINE_LIMIT_BYTES = 1_900_000_000
 """Above this weights get a file of their own: a protobuf file ends at 2 GiB, graph included."""
 
+_FLOAT_TYPES = {
+    ir.DataType.FLOAT: FloatType.FP32,
+    ir.DataType.FLOAT16: FloatType.FP16,
+    ir.DataType.BFLOAT16: FloatType.BF16,
+}
 _QUANTIZED_OPS = {
     "QuantizeLinear",
     "DequantizeLinear",
@@ -51,8 +58,9 @@ def open_model(
         prediction_output: Name of the output that is the prediction, or None to find it.
 
     Raises:
-        UserError: the file is missing or incomplete, is already quantized, is not float32, holds
-            NaN or infinite weights, or has no input that looks like a timestep or a latent.
+        UserError: the file is missing or incomplete, is already quantized, is of other floats than
+            float32, fp16 and bf16, holds NaN or infinite weights, or has no input that looks like a
+            timestep or a latent.
     """
     path = Path(path)
     source = load_model(path)
@@ -82,7 +90,8 @@ def view_model(
     return FloatModel(
         path=path,
         files=files,
-        data_folder=_data_folder(path, source),
+        data_folder=data_folder(path, source),
+        stored=_stored_type(source),
         source=source,
         prepared=prepared,
         signature=read_signature(prepared.graph, timestep_input, latent_input, prediction_output),
@@ -144,6 +153,13 @@ def model_files(path: Path, model: ir.Model) -> tuple[Path, ...]:
     return (path, *sorted(_external_extents(model)))
 
 
+def data_folder(path: Path, model: ir.Model) -> Path:
+    """The folder that locations of external weights are relative to."""
+    constants = map(stored_tensor, _constants(model))
+    tensors = [tensor for tensor in constants if isinstance(tensor, ir.ExternalTensor)]
+    return Path(tensors[0].base_dir) if tensors else path.parent
+
+
 def needs_external_data(model: ir.Model, limit: int = INLINE_LIMIT_BYTES) -> bool:
     """Whether the weights have more bytes than the ONNX file itself may hold."""
     return sum(tensor.nbytes for tensor in _constants(model)) > limit
@@ -193,14 +209,17 @@ def _refuse_quantized(model: ir.Model, path: Path) -> None:
 
 
 def _refuse_other_precision(graph: ir.Graph, layers: Iterable[Layer], path: Path) -> None:
-    """Refuse layers that are not float32: calibration reads float32 activations."""
+    """Refuse layers that are not float32 by now: calibration reads float32 activations."""
     for layer in layers:
         dtype = graph.initializers[layer.weight].dtype
         if dtype is not None and dtype != ir.DataType.FLOAT:
-            raise UserError(
-                f"{path} holds {dtype.name} weights ({layer.weight!r}); export the model in "
-                "float32, qvd-export lowers the rest of the graph itself (--dtype)"
+            mend = (
+                "export the model in float32, or without If, Loop and Scan, around which 16-bit "
+                "tensors are not read"
+                if dtype in _FLOAT_TYPES
+                else "export the model in float32, fp16 or bf16"
             )
+            raise UserError(f"{path} holds {dtype.name} weights ({layer.weight!r}); {mend}")
 
 
 def _refuse_unsound_weights(graph: ir.Graph, layers: Iterable[Layer], path: Path) -> None:
@@ -247,10 +266,18 @@ def _follow_cache_links(model: ir.Model, path: Path) -> None:
         )
 
 
-def _data_folder(path: Path, model: ir.Model) -> Path:
-    """The folder that locations of external weights are relative to."""
-    tensors = [t for t in _constants(model) if isinstance(t, ir.ExternalTensor)]
-    return Path(tensors[0].base_dir) if tensors else path.parent
+def _stored_type(model: ir.Model) -> FloatType:
+    """The float type that most bytes of the constants have."""
+    sizes = dict.fromkeys(_FLOAT_TYPES, 0)
+    in_nodes = [
+        node.attributes["value"].as_tensor()
+        for node in model.graph
+        if node.op_type == "Constant" and "value" in node.attributes
+    ]
+    for tensor in map(stored_tensor, (*_constants(model), *in_nodes)):
+        if tensor.dtype in sizes:
+            sizes[tensor.dtype] += tensor.nbytes
+    return _FLOAT_TYPES[max(sizes, key=lambda dtype: sizes[dtype])]
 
 
 def _true_cause(error: BaseException, path: Path) -> UserError:
@@ -274,7 +301,7 @@ def _constants(model: ir.Model) -> list[ir.TensorProtocol]:
 def _external_extents(model: ir.Model) -> dict[Path, int]:
     """How many bytes of each external file the weights take, from its start."""
     extents: dict[Path, int] = {}
-    for tensor in _constants(model):
+    for tensor in map(stored_tensor, _constants(model)):
         if isinstance(tensor, ir.ExternalTensor):
             file = Path(tensor.path)
             end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)

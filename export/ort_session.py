@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.errors import UserError
+from qvd_trt.export.stored_weights import with_stored_weights
 
 CPU = ("CPUExecutionProvider",)
 CUDA = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -33,7 +34,8 @@ def open_session(
     """Open a model file, or a model in memory whose external data lies in ``data_folder``.
 
     Args:
-        model: A path, or a model whose external weights, if any, are still in their files.
+        model: A path, or a model whose external weights, if any, are still in their files; those of
+            16 bits that are read as float32 are given as they are stored.
         data_folder: Where the external data of a model in memory lies.
         providers: Execution providers, first choice first.
         faithful_qdq: Run Q/DQ nodes as written. Otherwise ONNX Runtime may fuse them to integer
@@ -65,7 +67,7 @@ def open_session(
         if isinstance(model, Path):
             source: str | bytes = str(model)
         else:
-            source = ir.to_proto(model).SerializeToString()
+            source = ir.to_proto(with_stored_weights(model)).SerializeToString()
             if data_folder is not None:
                 options.add_session_config_entry(_EXTERNAL_DATA_FOLDER, str(data_folder.resolve()))
         session = ort.InferenceSession(source, options, providers=wanted)

@@ -159,6 +159,18 @@ TARGETS: dict[str, TargetProfile] = {
 }
 
 
+def default_float_type(profile: TargetProfile, stored: FloatType = FloatType.FP32) -> FloatType:
+    """The type of the rest of the graph where none is asked for.
+
+    Args:
+        profile: The target; one whose default is float32 has that whatever the weights are.
+        stored: Type of the float model's weights; 16 bits are followed.
+    """
+    default = profile.float_types[0]
+    follows = FloatType.FP32 not in (default, stored) and stored in profile.float_types
+    return stored if follows else default
+
+
 def choose_float_type(profile: TargetProfile, text: str | None) -> FloatType:
     """The type that ``--dtype`` names, or the profile's default.
 
@@ -166,7 +178,7 @@ def choose_float_type(profile: TargetProfile, text: str | None) -> FloatType:
         UserError: the profile does not take that type.
     """
     if text is None:
-        return profile.float_types[0]
+        return default_float_type(profile)
     found = FloatType(text)
     if found not in profile.float_types:
         allowed = ", ".join(entry.value for entry in profile.float_types)

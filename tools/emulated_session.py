@@ -10,19 +10,17 @@ import onnxruntime as ort
 
 from qvd_trt.export.model_file import load_model, save_model
 from qvd_trt.export.ort_session import CPU, open_session
-from qvd_trt.export.passes.emulate_low_precision import (
-    EmulateLowPrecision,
-    has_subgraphs,
-    is_low_precision,
-)
+from qvd_trt.export.passes.emulate_low_precision import EmulateLowPrecision
 from qvd_trt.export.passes.insert_htdq import HTDQ_DOMAIN, DefineHtdq
+from qvd_trt.export.passes.precision.widen import computes_in_16_bits, has_subgraphs
 from qvd_trt.export.targets import HtdqForm
 
 
 def open_emulated(path: Path, folder: Path, providers: Sequence[str] = CPU) -> ort.InferenceSession:
     """Open a file with Q and DQ as written and every 16-bit result rounded to its type.
 
-    HTDQ nodes that only a plugin runs get their body. A float32 file is opened as it is.
+    HTDQ nodes that only a plugin runs get their body. A file that computes in float32 is
+    opened as it is.
 
     Args:
         path: The file.
@@ -35,7 +33,7 @@ def open_emulated(path: Path, folder: Path, providers: Sequence[str] = CPU) -> o
     """
     model = load_model(path)
     bodiless = _needs_body(model)
-    low = is_low_precision(model)
+    low = computes_in_16_bits(model)
     if not bodiless and not low:
         return open_session(path, providers=providers, faithful_qdq=True)
     if bodiless:
@@ -49,7 +47,7 @@ def open_emulated(path: Path, folder: Path, providers: Sequence[str] = CPU) -> o
 
 def can_emulate(model: ir.Model) -> bool:
     """Whether :func:`open_emulated` takes a loaded model."""
-    return not (is_low_precision(model) and has_subgraphs(model))
+    return not (computes_in_16_bits(model) and has_subgraphs(model))
 
 
 def _needs_body(model: ir.Model) -> bool:

@@ -79,6 +79,7 @@ def quantize(
     clock = _Clock()
     with clock.measure("load"), progress.step("load", None):
         model = open_requested(request)
+        request = replace(request, apply=request.apply.for_model(model))
         check_overwriting(request, model.files)
         sites = find_sites(model, request.keep)
         check_target(model, request.apply)

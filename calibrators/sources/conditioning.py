@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from qvd_trt.calibrators.sources.fit_floats import fit_float
 from qvd_trt.calibrators.sources.input_shapes import GivenShape, Shape, resolve_shapes
 from qvd_trt.export.arrays import AnyArray, Float32Array
 from qvd_trt.export.errors import UserError
@@ -47,6 +48,7 @@ class Conditioning:
         self._signature = signature
         self._seed = seed
         inputs = {spec.name for spec in signature.inputs}
+        arrays = {name: self._fitted(name, array) for name, array in arrays.items()}
         self._unconditional = {
             name.removeprefix(UNCONDITIONAL): array
             for name, array in arrays.items()
@@ -158,6 +160,11 @@ class Conditioning:
                     if dimension == batch and extent > 0:
                         return extent
         return 1
+
+    def _fitted(self, name: str, array: AnyArray) -> AnyArray:
+        named = {spec.name: spec for spec in self._signature.inputs}
+        spec = named.get(name) or named.get(name.removeprefix(UNCONDITIONAL))
+        return array if spec is None else fit_float(array, spec.dtype)
 
     def _check_dtype(self, name: str, array: AnyArray, shown: str) -> None:
         sampled = (self._signature.latent, self._signature.timestep)

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall, Wanted, every_trajectory
+from qvd_trt.calibrators.sources.fit_floats import fit_floats
 from qvd_trt.calibrators.sources.polygraphy_json import feed_arrays
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.atomic_files import not_a_file
@@ -90,7 +91,7 @@ class LoaderScript:
             raise UserError(f"{self._path.name}: {FUNCTION}() gave no feed dict")
 
     def _inputs(self, feed: object, origin: str) -> dict[str, AnyArray]:
-        inputs = feed_arrays(feed, origin)
+        inputs = fit_floats(feed_arrays(feed, origin), self._signature)
         check_inputs(inputs, self._signature, origin)
         return inputs
 

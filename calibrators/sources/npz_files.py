@@ -19,6 +19,7 @@ from qvd_trt.calibrators.sources.calls import (
     Wanted,
     every_trajectory,
 )
+from qvd_trt.calibrators.sources.fit_floats import fit_floats
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.atomic_files import not_a_file
 from qvd_trt.export.errors import UserError
@@ -122,9 +123,10 @@ class NpzFiles:
             steps = count_steps(
                 {name: header.shape for name, header in headers.items()}, signature, file.name
             )
+            zeros = {name: np.zeros((), header.dtype) for name, header in headers.items()}
             stand_ins = {
-                name: np.broadcast_to(np.zeros((), header.dtype), header.shape)
-                for name, header in headers.items()
+                name: np.broadcast_to(zero, headers[name].shape)
+                for name, zero in fit_floats(zeros, signature).items()
             }
             check_inputs(_row(stand_ins, signature, 0), signature, file.name)
             self._calls.append(steps or 1)
@@ -175,7 +177,7 @@ class NpzFiles:
         shapes = {name: array.shape for name, array in arrays.items()}
         steps = count_steps(shapes, self._signature, file.name)
         for step in range(steps or 1):
-            inputs = _row(arrays, self._signature, step)
+            inputs = fit_floats(_row(arrays, self._signature, step), self._signature)
             origin = file.name if steps is None else f"{file.name}, step {step}"
             check_inputs(inputs, self._signature, origin)
             yield inputs

@@ -17,6 +17,7 @@ from qvd_trt.calibrators.sources.calls import (
     Wanted,
     every_trajectory,
 )
+from qvd_trt.calibrators.sources.fit_floats import fit_floats, is_bfloat16
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.atomic_files import not_a_file
 from qvd_trt.export.errors import UserError
@@ -88,7 +89,8 @@ class PolygraphyJson:
     def _feeds(self) -> Iterator[dict[str, AnyArray]]:
         for file in self._files:
             for index, feed in enumerate(_decode(file)):
-                inputs = feed_arrays(feed, f"{file.name}, call {index}")
+                arrays = feed_arrays(feed, f"{file.name}, call {index}")
+                inputs = fit_floats(arrays, self._signature)
                 check_inputs(inputs, self._signature, f"{file.name}, call {index}")
                 yield inputs
 
@@ -112,7 +114,7 @@ def feed_arrays(feed: object, origin: str) -> dict[str, AnyArray]:
                 f"{origin}: {name!r} cannot be read as a numpy array ({error}); "
                 "convert it with .cpu().numpy()"
             ) from error
-        if array.dtype.kind not in "biuf":
+        if array.dtype.kind not in "biuf" and not is_bfloat16(array.dtype):
             raise UserError(
                 f"{origin}: {name!r} is {type(value).__name__} of dtype {array.dtype}, "
                 "expected a numeric numpy array"

@@ -340,7 +340,10 @@ def _draw_rows(call: DenoiserCall, count: int) -> tuple[Float64Array, Float64Arr
     digest = hashlib.sha256()
     for name in sorted(call.inputs):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(call.inputs[name]).tobytes())
+        array = call.inputs[name]
+        # Equal numbers draw equal rows, whichever float a model takes them in.
+        wide = array.astype(np.float32) if array.dtype == np.float16 else array
+        digest.update(np.ascontiguousarray(wide).tobytes())
     generator = np.random.default_rng(np.frombuffer(digest.digest(), np.uint32))
     positions = generator.random((count, POSITION_COLUMNS))
     return generator.random(count), positions

@@ -15,6 +15,7 @@ from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.graph.signature import ModelSignature
 from qvd_trt.export.graph.values import constant_array
 from qvd_trt.export.plan.site_types import Layer, OddLayer
+from qvd_trt.export.targets import FloatType
 
 _BLOCK_BYTES = 1 << 24
 _READING = threading.Lock()
@@ -28,6 +29,7 @@ class FloatModel:
         path: The ONNX file.
         data_folder: Where the external weights of ``source`` lie.
         files: It, and the files of its external data.
+        stored: Type of its weights, by bytes; everything behind reads them as float32.
         source: The model as the file has it, in the form that ``Normalize`` gives, which ONNX
             Runtime runs. External weights stay on disk until they are read.
         prepared: The same function with named nodes, Attention written out, and weights that are
@@ -42,6 +44,7 @@ class FloatModel:
     path: Path
     data_folder: Path
     files: tuple[Path, ...]
+    stored: FloatType
     source: ir.Model
     prepared: ir.Model
     signature: ModelSignature

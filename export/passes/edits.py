@@ -13,15 +13,20 @@ from qvd_trt.export.plan.site_types import Layer, LayerOp
 
 def add_initializer(graph: ir.Graph, stem: str, array: AnyArray) -> ir.Value:
     """Register a new constant under ``stem``, or ``stem_2``... when that name is taken."""
+    return add_tensor(graph, stem, ir.tensor(np.asarray(array, order="C")))  # a scalar stays 0-d
+
+
+def add_tensor(graph: ir.Graph, stem: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """As :func:`add_initializer`, of a tensor that may be read lazily."""
     name, count = stem, 1
     while name in graph.initializers:
         count += 1
         name = f"{stem}_{count}"
-    tensor = ir.tensor(np.asarray(array, order="C"), name=name)  # a scalar stays 0-d
+    tensor.name = name
     value = ir.Value(
         name=name,
         const_value=tensor,
-        shape=ir.Shape(tensor.numpy().shape),
+        shape=ir.Shape(tensor.shape.numpy()),
         type=ir.TensorType(tensor.dtype),
     )
     graph.register_initializer(value)

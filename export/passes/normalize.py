@@ -14,6 +14,7 @@ from onnx_ir.passes.common import (
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.values import bodies, named_extents
 from qvd_trt.export.passes.opset.lower_opset import LowerOpset
+from qvd_trt.export.passes.precision.raise_precision import RaisePrecision
 
 LOWEST_OPSET, HIGHEST_OPSET = 13, 25
 """Opsets of the default domain that are read; what a target writes may be narrower."""
@@ -30,16 +31,17 @@ class Normalize(ir.passes.InPlacePass):
 
     What no output depends on is dropped: nothing runs it, so that it has no statistics and no cost.
     Initializers that are listed as inputs become weights, at the value they hold. Types and shapes
-    are inferred where the file states none. Opsets 24 and 25 are lowered to 23. Names of tensors
-    stay, but for those in bodies of If, Loop and Scan that another tensor has too.
+    are inferred where the file states none. A 16-bit graph computes in float32. Opsets 24 and 25
+    are lowered to 23. Names of tensors stay, but for those in bodies of If, Loop and Scan that
+    another tensor has too.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite.
 
         Raises:
-            UserError: the default domain is imported twice, its opset is not 13 to 25, or a node
-                of 24 or 25 has no older equal.
+            UserError: the default domain is imported twice, its opset is not 13 to 25, a node of
+                24 or 25 has no older equal, or a tensor of a 16-bit model has no type.
         """
         _name_default_domain(model)
         opset = model.opset_imports.get(_DEFAULT_DOMAIN)
@@ -55,6 +57,8 @@ class Normalize(ir.passes.InPlacePass):
         RemoveUnusedNodesPass()(model)
         _name_dimensions(model.graph)
         _name_tensors_of_bodies(model.graph)
+        # First: inference stops at 16-bit types that an operator lacks, as exporters write them.
+        RaisePrecision()(model)
         _infer_missing_types(model)
         if opset > LAST_OPSET:
             LowerOpset(LAST_OPSET)(model)

@@ -15,7 +15,9 @@ from onnx_ir.passes.common import (
 
 from qvd_trt.export.arrays import AnyArray
 from qvd_trt.export.graph.values import bodies, constant_array, has_subgraph, is_weight
-from qvd_trt.export.passes.edits import add_initializer
+from qvd_trt.export.passes.edits import add_initializer, add_tensor
+from qvd_trt.export.passes.precision.widen import LOW_TYPES
+from qvd_trt.export.stored_weights import WidenedTensor, stored_tensor
 
 _WEIGHT_READERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 _EINSUM = re.compile(r"(\.\.\.)?([A-Za-z]+),([A-Za-z]{2})->(\.\.\.)?([A-Za-z]+)")
@@ -68,9 +70,8 @@ def _fold_transpose(graph: ir.Graph, node: ir.Node) -> None:
     output = node.outputs[0]
     if output.is_graph_output():
         return
-    folded = add_initializer(
-        graph, f"{output.name}/qvd/transposed", constant_array(source).transpose(perm)
-    )
+    array = _stored_array(source).transpose(perm)
+    folded = _add_folded(graph, f"{output.name}/qvd/transposed", array)
     output.replace_all_uses_with(folded)
     graph.remove(node, safe=True)
     _drop_unread(graph, source)
@@ -86,15 +87,18 @@ def _fold_operand(value: ir.Value | None) -> None:
         return
     graph = producer.graph
     assert isinstance(graph, ir.Graph)
-    folded = add_initializer(graph, f"{value.name}/qvd/folded", array)
+    folded = _add_folded(graph, f"{value.name}/qvd/folded", array)
     value.replace_all_uses_with(folded)
     _drop_chain(producer)
 
 
 def _folded(value: ir.Value) -> AnyArray | None:
-    """The content of a tensor that is computed from one initializer by layout nodes and Casts."""
+    """The content of a tensor that is computed from one initializer by layout nodes and Casts.
+
+    Of a 16-bit one it is what the file stores; :func:`_add_folded` widens it.
+    """
     if is_weight(value):
-        return constant_array(value)
+        return _stored_array(value)
     node = value.producer()
     if node is None or node.domain or node.op_type not in _FOLDS or value.is_graph_output():
         return None
@@ -104,6 +108,20 @@ def _folded(value: ir.Value) -> AnyArray | None:
     source = node.inputs[0]
     array = None if source is None else _folded(source)
     return None if array is None else _FOLDS[node.op_type](node, array)
+
+
+def _stored_array(value: ir.Value) -> AnyArray:
+    assert value.const_value is not None
+    array: AnyArray = stored_tensor(value.const_value).numpy()
+    return array
+
+
+def _add_folded(graph: ir.Graph, stem: str, array: AnyArray) -> ir.Value:
+    """Register what was folded; 16 bits stay as stored, perhaps a view of the file, until read."""
+    dtype = ir.DataType.from_numpy(array.dtype)
+    if dtype not in LOW_TYPES:
+        return add_initializer(graph, stem, array)
+    return add_tensor(graph, stem, WidenedTensor(ir.Tensor(array, dtype=dtype), stem))
 
 
 def _cast(node: ir.Node, array: AnyArray) -> AnyArray:
@@ -192,8 +210,8 @@ def _einsum_as_matmul(graph: ir.Graph, node: ir.Node) -> None:
     if len(set(labels)) != len(labels):
         return
     if pair[0] != contracted:
-        array = np.ascontiguousarray(constant_array(weight).T)
-        transposed = add_initializer(graph, f"{weight.name}/qvd/transposed", array)
+        array = _stored_array(weight).T
+        transposed = _add_folded(graph, f"{weight.name}/qvd/transposed", array)
         node.replace_input_with(1 if weight is node.inputs[1] else 0, transposed)
         _drop_unread(graph, weight)
         weight = transposed
@@ -210,8 +228,8 @@ def _squeeze_weight(graph: ir.Graph, node: ir.Node) -> None:
     extents = weight.shape.numpy() if weight.shape is not None and weight.shape.is_static() else ()
     if len(extents) <= 2 or set(extents[:-2]) != {1} or len(x.shape) < len(extents):
         return
-    array = constant_array(weight).reshape(extents[-2:])
-    node.replace_input_with(1, add_initializer(graph, f"{weight.name}/qvd/squeezed", array))
+    array = _stored_array(weight).reshape(extents[-2:])
+    node.replace_input_with(1, _add_folded(graph, f"{weight.name}/qvd/squeezed", array))
     _drop_unread(graph, weight)
 
 

@@ -111,7 +111,7 @@ def test_only_one_file_is_held_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text": np.ones((1, 4), np.float32)}, r"'text' is float32, the model takes float16"),
+        ({"text": np.ones((1, 4))}, r"'text' is float64, the model takes float16"),
         (
             {"sample": np.ones((3, 1, 1, 2, 3), np.float32)},
             r"'sample' has shape \[3, 1, 1, 2, 3\], the model takes \[batch, 2, 3\]",

@@ -18,6 +18,7 @@ from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.graph.signature import ModelSignature, TensorSpec, read_signature
 from qvd_trt.export.graph.values import nodes_by_name
 from qvd_trt.export.passes.prepare import Prepare
+from qvd_trt.export.targets import FloatType
 
 Shape = Sequence[int | str]
 
@@ -160,6 +161,7 @@ def opened(model: ir.Model) -> FloatModel:
         path=Path("in memory"),
         data_folder=Path(),
         files=(),
+        stored=FloatType.FP32,
         source=model,
         prepared=model,
         signature=signature,

@@ -9,9 +9,10 @@ import onnx_ir as ir
 import pytest
 
 from qvd_trt.export.ort_session import open_session
-from qvd_trt.export.passes.emulate_low_precision import EmulateLowPrecision, is_low_precision
+from qvd_trt.export.passes.emulate_low_precision import EmulateLowPrecision
 from qvd_trt.export.passes.precision.lower_precision import LowerPrecision
 from qvd_trt.export.passes.precision.measured_tensors import measured_tensors
+from qvd_trt.export.passes.precision.widen import is_low_precision
 from qvd_trt.export.plan.scale_math import MIN_SCALE, beyond_fp16, holds_scale, representable_scale
 from qvd_trt.export.targets import ScaleType
 from tests.export.graphs import prepared

@@ -74,24 +74,20 @@ def with_latent_of(kind: int) -> onnx.ModelProto:
     return model
 
 
-def test_a_latent_in_bfloat16(command: Command) -> None:
-    onnx.save(with_latent_of(onnx.TensorProto.BFLOAT16), command.folder / "b.onnx")
-    line = command.refused("b.onnx", *FAST)
-    assert "input or output 'sample' is bfloat16" in line
-    assert "float32 inputs and outputs" in line
-    onnx.save(with_latent_of(onnx.TensorProto.FLOAT16), command.folder / "h.onnx")
-    command.done("h.onnx", *FAST)
+@pytest.mark.parametrize("kind", [onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16])
+def test_a_latent_in_16_bits(command: Command, kind: int) -> None:
+    onnx.save(with_latent_of(kind), command.folder / "low.onnx")
+    command.done("low.onnx", *FAST)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float64])
 @pytest.mark.parametrize("in_nodes", [False, True], ids=["initializers", "Constant nodes"])
-def test_other_precision(command: Command, dtype: type[np.floating], in_nodes: bool) -> None:
+def test_float64(command: Command, in_nodes: bool) -> None:
     model = small_unet()
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    kind = onnx.TensorProto.DOUBLE
     for index, value in enumerate(model.graph.initializer):
         array = numpy_helper.to_array(value)
         if array.dtype == np.float32:
-            converted = numpy_helper.from_array(array.astype(dtype), value.name)
+            converted = numpy_helper.from_array(array.astype(np.float64), value.name)
             model.graph.initializer[index].CopyFrom(converted)
     model.graph.input[0].type.tensor_type.elem_type = kind
     model.graph.output[0].type.tensor_type.elem_type = kind

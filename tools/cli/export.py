@@ -195,7 +195,8 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         metavar="TYPE",
         help=f"type of the rest of the graph: {', '.join(entry.value for entry in FloatType)} "
-        f"(default: {_defaults(lambda target: target.float_types[0].value)})",
+        f"(default: {_defaults(lambda target: target.float_types[0].value)}; for a bf16 model "
+        "bf16 in place of fp16)",
     )
     group.add_argument(
         "--htdq",
@@ -234,7 +235,9 @@ def read_request(options: argparse.Namespace) -> QuantizeRequest:
         model=options.model,
         output=options.output or _default_output(options, bits),
         apply=ApplyOptions(
-            target, choose_float_type(target, dtype), None if htdq is None else HtdqForm(htdq)
+            target,
+            None if dtype is None else choose_float_type(target, dtype),
+            None if htdq is None else HtdqForm(htdq),
         ),
         bits=bits,
         algorithm=algorithm,

@@ -10,8 +10,9 @@ import numpy as np
 
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.signature import TensorSpec, read_signature
-from qvd_trt.export.model_file import load_model
+from qvd_trt.export.model_file import data_folder, load_model, normalize
 from qvd_trt.export.ort_session import CPU, cannot_run, open_session
+from qvd_trt.export.passes.precision.widen import has_bfloat16
 from qvd_trt.tools.denoisers.graph_denoiser import GraphDenoiser
 from qvd_trt.tools.denoisers.graph_inputs import import_torch
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 class OrtDenoiser(GraphDenoiser):
     """A float or QDQ ONNX file, called like the diffusers model; Q and DQ are run as written.
 
-    With the CUDA provider inputs and outputs stay on the GPU.
+    What is bfloat16 is computed in float32 on the CPU, where ONNX Runtime has no kernels for it,
+    and where it is an input or output, which it cannot bind. With the CUDA provider inputs and
+    outputs stay on the GPU.
     """
 
     def __init__(
@@ -40,26 +43,26 @@ class OrtDenoiser(GraphDenoiser):
             config: The torch model's configuration, for pipelines that read it.
 
         Raises:
-            UserError: torch or its CUDA is missing, the model cannot be loaded, or its inputs or
-                output have a type that ONNX Runtime cannot bind.
+            UserError: torch or its CUDA is missing, or the model cannot be loaded.
         """
         torch = import_torch()
         path = Path(model)
-        signature = read_signature(load_model(path).graph)
         on_gpu = providers[0].startswith("CUDA")
+        loaded = load_model(path)
+        widened = has_bfloat16(loaded, interface=on_gpu)
+        if widened:
+            normalize(loaded, path)
+        signature = read_signature(loaded.graph)
         if on_gpu and not torch.cuda.is_available():
             raise UserError(
                 "the CUDA provider needs torch with CUDA and an NVIDIA GPU; or use --provider cpu"
             )
         super().__init__(signature.inputs, torch.device("cuda" if on_gpu else "cpu", 0), config)
         self._output = signature.output
-        for spec in (*self.inputs, self._output):
-            if spec.dtype == "bfloat16":
-                raise UserError(
-                    f"{path}: {spec} cannot be bound in ONNX Runtime; export the model with "
-                    "float32 inputs and outputs"
-                )
-        self._session = open_session(path, providers=providers, faithful_qdq=True)
+        folder = data_folder(path, loaded) if widened else None
+        self._session = open_session(
+            loaded if widened else path, folder, providers, faithful_qdq=True
+        )
 
     def _run(self, tensors: Mapping[str, Tensor], extents: Mapping[str, int]) -> Tensor:
         torch = import_torch()

@@ -14,11 +14,17 @@ from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall
 from qvd_trt.export.arrays import Float32Array
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.signature import ModelSignature, read_signature
-from qvd_trt.export.model_file import load_model, model_files, normalize, save_model
+from qvd_trt.export.model_file import (
+    data_folder,
+    load_model,
+    model_files,
+    normalize,
+    save_model,
+)
 from qvd_trt.export.ort_session import open_session, run_session
-from qvd_trt.export.passes.emulate_low_precision import is_low_precision
 from qvd_trt.export.passes.normalize import LAST_OPSET
 from qvd_trt.export.passes.precision.lower_precision import LowerPrecision
+from qvd_trt.export.passes.precision.widen import computes_in_16_bits, is_low_precision
 from qvd_trt.export.passes.prepare import Prepare
 from qvd_trt.tools.emulated_session import can_emulate, open_emulated
 from qvd_trt.tools.engine.array_cast import cast_exactly
@@ -56,6 +62,7 @@ class OrtModel:
         signature: ModelSignature,
         providers: Sequence[str],
         emulation: Path | None = None,
+        model: ir.Model | None = None,
     ) -> None:
         """Open the model.
 
@@ -65,17 +72,18 @@ class OrtModel:
             providers: Execution providers, first choice first.
             emulation: A folder for the model that rounds, and overflows, as the file's 16-bit
                 types do; None lets ONNX Runtime compute in the types that it has kernels for.
+            model: What is run in place of the file, as the export reads it.
 
         Raises:
             UserError: ONNX Runtime cannot load it.
         """
         self._path = path
         self._signature = signature
-        self._session = (
-            open_session(path, providers=providers, faithful_qdq=True)
-            if emulation is None
-            else open_emulated(path, emulation, providers)
-        )
+        if emulation is not None:
+            self._session = open_emulated(path, emulation, providers)
+        else:
+            folder = None if model is None else data_folder(path, model)
+            self._session = open_session(model or path, folder, providers, faithful_qdq=True)
 
     def __call__(self, call: DenoiserCall) -> Float32Array:
         """The prediction, float32.
@@ -208,7 +216,11 @@ def open_models(request: ValidationRequest, stack: ExitStack) -> ModelSet:
             would replace one to read.
     """
     names = request.timestep_input, request.latent_input, request.prediction_output
-    float_model, signature = read_model_signature(request.float_model, *names)
+    float_model = load_model(request.float_model)
+    normalized = _is_read_otherwise(float_model)
+    if normalized:
+        normalize(float_model, request.float_model)
+    signature = read_signature(float_model.graph, *names)
     qdq_model, qdq_signature = read_model_signature(request.qdq_model, *names)
     request.check_outputs(
         [
@@ -217,7 +229,7 @@ def open_models(request: ValidationRequest, stack: ExitStack) -> ModelSet:
         ]
     )
     check_same_interface(signature, qdq_signature, request.qdq_model, request.float_model)
-    if not any(node.op_type == "DequantizeLinear" for node in qdq_model.graph):
+    if not _is_quantized(qdq_model):
         raise UserError(
             f"{request.qdq_model} holds no DequantizeLinear node; give the float model first and "
             "the QDQ model second"
@@ -226,8 +238,9 @@ def open_models(request: ValidationRequest, stack: ExitStack) -> ModelSet:
     emulation = None
     if can_emulate(qdq_model):
         emulation = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qvd-")))
+    read = float_model if normalized else None
     models: dict[str, Denoise] = {
-        FLOAT: OrtModel(_runnable(float_model, request.float_model, stack), signature, providers),
+        FLOAT: OrtModel(request.float_model, signature, providers, model=read),
         QDQ: OrtModel(request.qdq_model, qdq_signature, providers, emulation),
     }
     files = {FLOAT: str(request.float_model), QDQ: str(request.qdq_model)}
@@ -252,7 +265,7 @@ def open_models(request: ValidationRequest, stack: ExitStack) -> ModelSet:
         skipped[NOISE_FLOOR.name] = "no --float-engine was given"
     if not request.rounding_floor:
         skipped[ROUNDING_FLOOR.name] = "left out by --no-rounding-floor"
-    elif is_low_precision(qdq_model):
+    elif computes_in_16_bits(qdq_model):
         skipped[ROUNDING_FLOOR.name] = (
             "needs the QDQ model with an fp32 graph: export it again with --plan and --dtype fp32"
         )
@@ -262,15 +275,17 @@ def open_models(request: ValidationRequest, stack: ExitStack) -> ModelSet:
     return ModelSet(signature, models, files, skipped, recorded, warnings)
 
 
-def _runnable(model: ir.Model, path: Path, stack: ExitStack) -> Path:
-    """The float file; of opsets that ONNX Runtime lacks kernels of, what the export reads."""
-    if max(model.opset_imports.get(domain, 0) for domain in ("", "ai.onnx")) <= LAST_OPSET:
-        return path
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qvd-")))
-    read = model.clone()
-    normalize(read, path)
-    save_model(read, folder / path.name)
-    return folder / path.name
+def _is_quantized(model: ir.Model) -> bool:
+    return any(node.op_type == "DequantizeLinear" for node in model.graph)
+
+
+def _is_read_otherwise(model: ir.Model) -> bool:
+    """Whether the reference is what the export reads of the float file, not the file as it stands.
+
+    ONNX Runtime lacks kernels of the newest opsets, and those of 16 bits round, or do not exist.
+    """
+    opset = max(model.opset_imports.get(domain, 0) for domain in ("", "ai.onnx"))
+    return opset > LAST_OPSET or is_low_precision(model)
 
 
 def _open_engine(

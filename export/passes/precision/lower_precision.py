@@ -279,12 +279,12 @@ class _Rewriter:
 
 
 def lowered(tensor: ir.TensorProtocol, low: ir.DataType, name: str) -> ir.TensorProtocol:
-    """Round a float32 tensor to ``low``; one in external data stays on disk until it is written."""
+    """Round a float32 tensor to ``low``; what is read lazily stays so until it is written."""
 
     def convert() -> ir.TensorProtocol:
         return ir.Tensor(tensor.numpy().astype(low.numpy()), dtype=low, name=name)
 
-    if isinstance(tensor, ir.ExternalTensor):
+    if isinstance(tensor, (ir.ExternalTensor, ir.LazyTensor)):
         return ir.LazyTensor(convert, low, ir.Shape(tensor.shape.numpy()), name=name)
     return convert()
 
