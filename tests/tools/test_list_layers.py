@@ -74,7 +74,10 @@ def test_model_behind_an_option_of_many(command: Command, arguments: Sequence[st
         (command.folder / "r.toml").write_text("json = true\n")
         result = command(*more, *arguments)
         assert result.code == 2
-        assert "put them first, before the options: --calib and --shapes take all" in result.err
+        assert (
+            "put them first, before the options: --calib, --merge-stats and --shapes take all"
+            in result.err
+        )
 
 
 def test_model_behind_other_options(command: Command) -> None:

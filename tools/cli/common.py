@@ -85,10 +85,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("the following arguments are required"):
             taking = [action.option_strings[-1] for action in self._actions if action.nargs == "+"]
-            message += (
-                f"; put them first, before the options: {' and '.join(taking)} take all words that "
-                "follow"
-            )
+            named = " and ".join(", ".join(taking).rsplit(", ", 1))
+            message += f"; put them first, before the options: {named} take all words that follow"
         what = " ".join(message.split())
         self.exit(EXIT_USER_ERROR, f"{self.prog}: error: {what}; see {self.prog} --help\n")
 
