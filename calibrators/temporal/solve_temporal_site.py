@@ -21,6 +21,9 @@ BASELINE = "uniform"
 MAY_LOSE = 6.0
 """dB that a codebook may lose on features of a trajectory that it was not made from."""
 
+ENOUGH = 50.0
+"""dB that no codebook need exceed: few values it holds exactly, and none of another trajectory."""
+
 
 def solve_temporal_site(
     site: Site,
@@ -58,7 +61,7 @@ def holds_elsewhere(feature: TemporalFeatures, bits: Bits, quantizer: str) -> bo
     """Whether codebooks serve features of trajectories that they were not made from.
 
     Every fold is left out once. The codebook of the others may lose `MAY_LOSE` dB on what only the
-    fold has, against the codebook of all on all, or the uniform grid where that is worse.
+    fold has, against the codebook of all on all.
 
     Returns:
         None where a single fold tells nothing.
@@ -67,11 +70,8 @@ def holds_elsewhere(feature: TemporalFeatures, bits: Bits, quantizer: str) -> bo
     folds = [1 << fold for fold in range(FOLDS) if (feature.folds & (1 << fold)).any()]
     if len(folds) < 2:
         return None
-    # Not the codebook's own on few values, which it holds exactly.
-    expected = min(
-        sqnr(feature.values, builder(feature, bits.activation)(feature.values))
-        for builder in (build, CODEBOOKS[BASELINE])
-    )
+    everything = build(feature, bits.activation)
+    expected = min(sqnr(feature.values, everything(feature.values)), ENOUGH)
     for fold in folds:
         alone = feature.at(feature.folds == fold)
         others = feature.at((feature.folds & ~np.uint8(fold)) != 0)
