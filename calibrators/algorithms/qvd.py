@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 from operator import itemgetter
 
 import numpy as np
@@ -14,15 +13,11 @@ from qvd_trt.calibrators.algorithms.algorithm import Algorithm, mse_weights
 from qvd_trt.calibrators.algorithms.cross_validation import left_out
 from qvd_trt.calibrators.algorithms.judge import Judge
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
-from qvd_trt.calibrators.algorithms.scri_map import DEAD_CHANNEL, MapRule, weight_reach
+from qvd_trt.calibrators.algorithms.scri_map import MapRule, weight_reach
 from qvd_trt.export.arrays import Float32Array
 from qvd_trt.export.plan.quant_plan import ActivationQuant
 
 ALPHAS = (0.35, 0.5, 0.65, 0.8, 1.0)
-
-FLOORS = (DEAD_CHANNEL, 0.1)
-"""Least range of a channel under a scale, as a fraction of the largest: what is small on a few
-trajectories need not be on the next."""
 
 HEADROOM_RATIOS = (2.0, 1.6, 1.25, 1.0)
 """Candidates of the scale, times the range seen."""
@@ -52,7 +47,7 @@ PLAIN = MapRule()
 
 
 def gated_grid(problem: SiteProblem) -> ActivationQuant:
-    """Shift, alpha, floor and ratio by the least error on trajectories that were left out.
+    """Shift, alpha and ratio by the least error on trajectories that were left out.
 
     Where nothing tells how these would differ, the plain grid of the range seen. The paper (arXiv
     2407.11585) shifts everywhere; docs/method.md#gate says why that needs a gate: under scattered
@@ -138,7 +133,7 @@ def _rules(problem: SiteProblem) -> list[MapRule]:
     rules: list[MapRule] = []
     for shifted in (False, True) if problem.may_shift else (False,):
         rules.append(MapRule(shifted))
-        rules += [MapRule(shifted, alpha, floor) for alpha, floor in product(ALPHAS, FLOORS)]
+        rules += [MapRule(shifted, alpha) for alpha in ALPHAS]
     return rules
 
 

@@ -12,7 +12,7 @@ from qvd_trt.export.plan.quant_plan import ActivationQuant
 from qvd_trt.export.plan.scale_math import scale_for
 from qvd_trt.export.plan.site_types import Layer
 
-DEAD_CHANNEL = 1e-4
+_DEAD_CHANNEL = np.float32(1e-4)
 """Ranges and weights are floored at this fraction of the largest, so that no scale explodes."""
 
 
@@ -23,12 +23,10 @@ class MapRule:
     Attributes:
         shifted: Whether channels are shifted to the middle of their range.
         alpha: Exponent of the scale, or None for no scale.
-        floor: Fraction of the largest range that every channel counts as at least.
     """
 
     shifted: bool = False
     alpha: float | None = None
-    floor: float = DEAD_CHANNEL
 
     def grid(self, problem: SiteProblem, reach: Float32Array) -> ActivationQuant:
         """The grid that clips nothing under the map of this problem's ranges.
@@ -40,7 +38,7 @@ class MapRule:
         shift = mid_shift(problem) if self.shifted else None
         smooth = None
         if self.alpha is not None:
-            smooth = smooth_scale(half_range(problem, shift), reach, self.alpha, self.floor)
+            smooth = smooth_scale(half_range(problem, shift), reach, self.alpha)
         return affine_grid(problem, shift, smooth)
 
 
@@ -59,18 +57,15 @@ def half_range(problem: SiteProblem, shift: Float32Array | None) -> Float32Array
     return np.maximum(np.abs(low), np.abs(high))
 
 
-def smooth_scale(
-    ranges: Float32Array, reach: Float32Array, alpha: float, floor: float = DEAD_CHANNEL
-) -> Float32Array:
+def smooth_scale(ranges: Float32Array, reach: Float32Array, alpha: float) -> Float32Array:
     """``s_c = r_c^a / w_c^(1-a)``, normalised so that ``max_c r_c / s_c`` is the tensor range.
 
     Args:
         ranges: ``r``, ``[C]``.
         reach: ``w``, ``[C]``.
         alpha: ``a``.
-        floor: Fraction of the largest range that every range counts as at least.
     """
-    ranges, reach = _floored(ranges, floor), _floored(reach, DEAD_CHANNEL)
+    ranges, reach = _floored(ranges), _floored(reach)
     smooth = ranges**alpha / reach ** (1 - alpha)
     normalised: Float32Array = smooth * (ranges / smooth).max() / ranges.max()
     return normalised.astype(np.float32)
@@ -101,7 +96,7 @@ def _layer_reach(layer: Layer, weight: Float32Array) -> Float32Array:
     return widest
 
 
-def _floored(values: Float32Array, fraction: float) -> Float32Array:
-    floor = np.float32(max(float(values.max()), 1e-30)) * np.float32(fraction)
+def _floored(values: Float32Array) -> Float32Array:
+    floor = np.float32(max(float(values.max()), 1e-30)) * _DEAD_CHANNEL
     floored: Float32Array = np.maximum(values, floor)
     return floored

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from qvd_trt.calibrators.algorithms import qvd
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
 from qvd_trt.calibrators.algorithms.qvd import gated_grid
 from qvd_trt.calibrators.algorithms.scri_map import (
@@ -131,6 +132,26 @@ def test_choice_at_few_bits_is_near_the_best_on_unseen_rows() -> None:
         )
         lost.append(10 * np.log10(error_of(unseen, gated_grid(seen)) / best))
     assert np.mean(lost) < 2
+
+
+@pytest.mark.parametrize("seed", [14, 44, 56])
+def test_the_map_that_is_best_at_the_range_seen_is_not_the_only_one_clipped(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(seed)
+    scale = np.exp(rng.normal(0, 1, 16))
+    seen, unseen = (
+        site_problem(
+            (rng.standard_t(3, (rows, 16)) * scale).astype(np.float32),
+            [linear()],
+            Bits.parse("w16a3"),
+        )
+        for rows in (160, 2000)
+    )
+    unseen.weights["linear"][:] = seen.weights["linear"]
+    chosen = gated_grid(seen)
+    monkeypatch.setattr(qvd, "FINALISTS", 1)
+    assert error_of(unseen, chosen) < 0.8 * error_of(unseen, gated_grid(seen))
 
 
 def test_a_tenth_less_noise_is_no_reason_to_clip() -> None:

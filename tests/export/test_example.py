@@ -23,7 +23,7 @@ from qvd_trt.tools.quantize_report import QuantizationReport
 from qvd_trt.tools.quantize_request import QuantizeRequest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pandigits_unet"
-FORMS = [("trt", "fp16"), ("rtx", "fp16"), ("trt8", "fp32"), ("ort", "fp32")]
+COMPILED = [("trt", "fp16"), ("rtx", "fp16"), ("trt8", "fp32")]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def test_float_rewrite_is_the_same_function(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "dtype"), FORMS)
+@pytest.mark.parametrize(("target", "dtype"), COMPILED)
 def test_every_planned_layer_is_int8_in_the_compiler(
     outcome: Outcome, target: str, dtype: str, tmp_path: Path
 ) -> None:
