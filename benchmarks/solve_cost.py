@@ -2,8 +2,8 @@
 
     python -m benchmarks.solve_cost [--algorithms qvd minmax] [--width 1536] [--feed-forward 8960]
 
-The sites of one block of a video transformer (Wan 2.1 1.3B by default) with made-up statistics:
-512 sample rows of normal noise in channels of unlike scales, three trajectories.
+The sites of one block of a video transformer (the widths of Wan 2.1 1.3B by default) with made-up
+statistics: 512 sample rows of normal noise in channels of unlike scales, three trajectories.
 """
 
 from __future__ import annotations
@@ -17,59 +17,39 @@ import numpy as np
 from qvd_trt.calibrators.algorithms.problem import SiteProblem
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
 from qvd_trt.calibrators.parallel_map import parallel_map
-from qvd_trt.calibrators.statistics.activation_stats import (
-    FOLDS,
-    ChannelRanges,
-    SampleRows,
-    SiteStats,
-)
-from qvd_trt.export.arrays import Float32Array, IntArray
-from qvd_trt.export.plan.quant_plan import W8A8
-from qvd_trt.export.plan.site_types import Layer, LayerOp, Site, SiteKind
+from tests.calibrators.made_up_sites import linear, site_problem
 
-ROWS, TRAJECTORIES, STEPS = 512, 3, 4
+ROWS, TRAJECTORIES = 512, 3
 
 
 def block(width: int, feed_forward: int) -> list[SiteProblem]:
-    """Self-attention, cross-attention and feed-forward, one site each for what shares an input."""
-    shapes = [
-        (width, [width] * 3),
-        (width, [width]),
-        (width, [width]),
-        (width, [width]),
-        (width, [feed_forward]),
-        (feed_forward, [width]),
+    """One site for the layers that share an input.
+
+    Query, key and value, and what leaves the attention; the query of cross-attention, its key and
+    value, which read the text, and what leaves it; the two layers of the feed-forward.
+    """
+    return [
+        _site(index, inputs, outputs)
+        for index, (inputs, outputs) in enumerate(
+            (
+                (width, [width] * 3),
+                (width, [width]),
+                (width, [width]),
+                (width, [width] * 2),
+                (width, [width]),
+                (width, [feed_forward]),
+                (feed_forward, [width]),
+            )
+        )
     ]
-    return [_site(index, inputs, outputs) for index, (inputs, outputs) in enumerate(shapes)]
 
 
 def _site(index: int, channels: int, outputs: Sequence[int]) -> SiteProblem:
     random = np.random.default_rng(index)
-    layers = tuple(
-        Layer(f"{index}.{n}", LayerOp.MATMUL, f"w{n}", f"y{n}", 1, 0, size, channels * size)
-        for n, size in enumerate(outputs)
-    )
     scale = np.exp(random.normal(0, 0.5, channels))
     values = (random.normal(size=(ROWS, channels)) * scale).astype(np.float32)
-    folds, steps = np.arange(ROWS) % TRAJECTORIES, np.arange(ROWS) % STEPS
-    rows = SampleRows(values[:, :, None], random.random(ROWS), steps.astype(np.float64), folds)
-    stats = SiteStats(
-        _ranges(values, steps, STEPS), _ranges(values, folds, FOLDS), {"row": rows}, ROWS
-    )
-    weights = {
-        layer.name: random.normal(size=(layer.out_channels, channels, 1)).astype(np.float32)
-        for layer in layers
-    }
-    site = Site(f"x{index}", SiteKind.DENSE, -1, channels, layers)
-    return SiteProblem(site, stats, weights, W8A8, np.arange(float(STEPS)))
-
-
-def _ranges(values: Float32Array, parts: IntArray, count: int) -> ChannelRanges:
-    low = np.full((count, values.shape[1]), np.inf, np.float32)
-    high = -low
-    for part in np.unique(parts):
-        low[part], high[part] = values[parts == part].min(0), values[parts == part].max(0)
-    return ChannelRanges(low, high)
+    layers = [linear(f"layer_{n}", channels, size) for n, size in enumerate(outputs)]
+    return site_problem(values, layers, seed=index, trajectories=TRAJECTORIES)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from qvd_trt.calibrators.collect import Collection, Share
+from qvd_trt.calibrators.run_calls import Collection, Share
 from qvd_trt.calibrators.sources.calls import CalibrationSource
 from qvd_trt.calibrators.sources.shard import Shard
 from qvd_trt.calibrators.statistics.activation_stats import ActivationStats

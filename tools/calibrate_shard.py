@@ -15,7 +15,7 @@ from qvd_trt.export.atomic_files import json_text
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.find_sites import find_sites
 from qvd_trt.export.progress import SILENT, Progress
-from qvd_trt.tools.calibration_state import Tell, collect, requested_run
+from qvd_trt.tools.collect_statistics import Tell, collect, requested_run
 from qvd_trt.tools.quantize_request import (
     QuantizeRequest,
     check_overwriting,

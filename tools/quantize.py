@@ -29,9 +29,9 @@ from qvd_trt.export.plan.quant_plan import QuantPlan
 from qvd_trt.export.plan.site_types import GraphSites, KeptLayer
 from qvd_trt.export.progress import SILENT, Progress
 from qvd_trt.export.targets import FloatType
-from qvd_trt.tools.calibration import Calibration, find_statistics
-from qvd_trt.tools.calibration_state import Tell
+from qvd_trt.tools.collect_statistics import Tell
 from qvd_trt.tools.edited_plan import is_edited, plan_digest, spare_name
+from qvd_trt.tools.find_statistics import Calibration, find_statistics
 from qvd_trt.tools.measure_held_out import measure_file
 from qvd_trt.tools.quantize_report import (
     QuantizationReport,

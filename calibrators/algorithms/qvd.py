@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from operator import itemgetter
 
 import numpy as np
@@ -92,7 +93,7 @@ class _Candidate:
         self._judge = judge
         self._whole = rule.grid(judge.problem, reach)
         self._folds = [rule.grid(fold, reach) for fold in judge.folds]
-        self._weight_noise = judge.weight_noise(self._whole)
+        self._noise: dict[float, float] = {}
         self._price = PAD_BEFORE_SHIFT_COST if rule.shifted and judge.problem.site.padded else 1.0
 
     def grid(self, ratio: float) -> ActivationQuant:
@@ -112,17 +113,23 @@ class _Candidate:
         """Noise over signal, summed over the site's layers."""
         return (self.activation_noise(ratio) + self._weight_noise) * self._price
 
+    @cached_property
+    def _weight_noise(self) -> float:
+        return self._judge.weight_noise(self._whole)
+
     def activation_noise(self, ratio: float) -> float:
         """The folds' mean plus its standard error.
 
         The latter keeps a candidate that fails in one of a few folds from winning by luck.
         """
-        noise = [
-            self._judge.activation_noise(index, _scaled(grid, ratio))
-            for index, grid in enumerate(self._folds)
-        ]
-        error = np.std(noise) / math.sqrt(max(len(noise) - 1, 1))
-        return float(np.mean(noise) + error)
+        if ratio not in self._noise:
+            noise = [
+                self._judge.activation_noise(index, _scaled(grid, ratio))
+                for index, grid in enumerate(self._folds)
+            ]
+            error = np.std(noise) / math.sqrt(max(len(noise) - 1, 1))
+            self._noise[ratio] = float(np.mean(noise) + error)
+        return self._noise[ratio]
 
 
 def _scaled(grid: ActivationQuant, ratio: float) -> ActivationQuant:

@@ -30,6 +30,12 @@ class ChannelRanges:
     minimum: Float32Array
     maximum: Float32Array
 
+    @classmethod
+    def unseen(cls, parts: int, channels: int) -> ChannelRanges:
+        """Ranges of parts without calls, to be filled."""
+        low = np.full((parts, channels), np.inf, np.float32)
+        return cls(low, -low)
+
     def called(self) -> IntArray:
         """Indices of the parts that had calls."""
         return np.flatnonzero((self.minimum <= self.maximum).any(axis=1))
@@ -250,16 +256,14 @@ def _merge_site(
 ) -> SiteStats:
     # The smaller one: rows beyond it are missing on one side, which would bias the sample.
     limit = min(left.row_limit, right.row_limit)
-    channels = left.ranges.minimum.shape[1]
-    minimum = np.full((len(steps), channels), np.inf, np.float32)
-    maximum = np.full((len(steps), channels), -np.inf, np.float32)
+    merged = ChannelRanges.unseen(len(steps), left.ranges.minimum.shape[1])
     for own_steps, ranges in ((left_steps, left.ranges), (right_steps, right.ranges)):
         at = np.searchsorted(steps, own_steps)
-        minimum[at] = np.minimum(minimum[at], ranges.minimum)
-        maximum[at] = np.maximum(maximum[at], ranges.maximum)
+        merged.minimum[at] = np.minimum(merged.minimum[at], ranges.minimum)
+        merged.maximum[at] = np.maximum(merged.maximum[at], ranges.maximum)
     rows = {key: sample.merged(right.rows[key], limit) for key, sample in left.rows.items()}
     folds = ChannelRanges(
         np.minimum(left.fold_ranges.minimum, right.fold_ranges.minimum),
         np.maximum(left.fold_ranges.maximum, right.fold_ranges.maximum),
     )
-    return SiteStats(ChannelRanges(minimum, maximum), folds, rows, limit)
+    return SiteStats(merged, folds, rows, limit)

@@ -305,11 +305,10 @@ def _wider(seen: _Range | None, found: _Range) -> _Range:
 
 
 def _by_fold(ranges: Mapping[int, _Range], channels: int) -> ChannelRanges:
-    minimum = np.full((FOLDS, channels), np.inf, np.float32)
-    maximum = np.full((FOLDS, channels), -np.inf, np.float32)
+    found = ChannelRanges.unseen(FOLDS, channels)
     for fold, (low, high) in ranges.items():
-        minimum[fold], maximum[fold] = low, high
-    return ChannelRanges(minimum, maximum)
+        found.minimum[fold], found.maximum[fold] = low, high
+    return found
 
 
 def _no_rows(site: Site, window: Window) -> SampleRows:

@@ -86,11 +86,11 @@ def _alike(labels: Array, count: int, rng: np.random.Generator) -> Array:
 
 
 def _ranges(values: Array, parts: Array, count: int) -> ChannelRanges:
-    low = np.full((count, values.shape[1]), np.inf, np.float32)
-    high = -low
+    found = ChannelRanges.unseen(count, values.shape[1])
     for part in np.unique(parts):
-        low[part], high[part] = values[parts == part].min(0), values[parts == part].max(0)
-    return ChannelRanges(low, high)
+        rows = values[parts == part]
+        found.minimum[part], found.maximum[part] = rows.min(axis=0), rows.max(axis=0)
+    return found
 
 
 def scattered(seed: int, channels: int = 16, rows: int = 160, shifted: float = 2.0) -> Array:

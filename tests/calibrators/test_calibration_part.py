@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvd_trt.calibrators.calibrate import CalibrationOptions, calibrate, calibrate_share, complete
-from qvd_trt.calibrators.collect import Share
+from qvd_trt.calibrators.run_calls import Share
 from qvd_trt.calibrators.sources.calls import Denoise, DenoiserCall, Wanted, every_trajectory
 from qvd_trt.calibrators.sources.shard import Shard
 from qvd_trt.calibrators.statistics.activation_stats import ActivationStats, ReferenceCall

@@ -114,17 +114,7 @@ def test_choice_at_few_bits_is_near_the_best_on_unseen_rows() -> None:
     """Long tails, where the map that is best unclipped is not best in the end."""
     lost = []
     for seed in range(4):
-        rng = np.random.default_rng(seed)
-        scale = np.exp(rng.normal(0, 1, 16))
-        seen, unseen = (
-            site_problem(
-                (rng.standard_t(3, (rows, 16)) * scale).astype(np.float32),
-                [linear()],
-                Bits.parse("w16a3"),
-            )
-            for rows in (160, 2000)
-        )
-        unseen.weights["linear"][:] = seen.weights["linear"]
+        seen, unseen = long_tailed(seed)
         best = min(
             error_of(unseen, scaled(grid, ratio))
             for grid in unclipped_grids(seen)
@@ -138,17 +128,7 @@ def test_choice_at_few_bits_is_near_the_best_on_unseen_rows() -> None:
 def test_the_map_that_is_best_at_the_range_seen_is_not_the_only_one_clipped(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rng = np.random.default_rng(seed)
-    scale = np.exp(rng.normal(0, 1, 16))
-    seen, unseen = (
-        site_problem(
-            (rng.standard_t(3, (rows, 16)) * scale).astype(np.float32),
-            [linear()],
-            Bits.parse("w16a3"),
-        )
-        for rows in (160, 2000)
-    )
-    unseen.weights["linear"][:] = seen.weights["linear"]
+    seen, unseen = long_tailed(seed)
     chosen = gated_grid(seen)
     monkeypatch.setattr(qvd, "FINALISTS", 1)
     assert error_of(unseen, chosen) < 0.8 * error_of(unseen, gated_grid(seen))
@@ -193,6 +173,22 @@ def constant_channels(levels: Array, rng: np.random.Generator) -> SiteProblem:
     of_row = levels[np.arange(160) % len(levels)]
     values = (of_row + 0.02 * rng.normal(size=of_row.shape)).astype(np.float32)
     return site_problem(values, [linear()], trajectories=min(len(levels), 8))
+
+
+def long_tailed(seed: int) -> tuple[SiteProblem, SiteProblem]:
+    """Three bits and channels of unlike scales: a few rows, and many others, behind one weight."""
+    rng = np.random.default_rng(seed)
+    scale = np.exp(rng.normal(0, 1, 16))
+    seen, unseen = (
+        site_problem(
+            (rng.standard_t(3, (rows, 16)) * scale).astype(np.float32),
+            [linear()],
+            Bits.parse("w16a3"),
+        )
+        for rows in (160, 2000)
+    )
+    unseen.weights["linear"][:] = seen.weights["linear"]
+    return seen, unseen
 
 
 def one_part(ranges: ChannelRanges) -> ChannelRanges:

@@ -94,10 +94,7 @@ def one_pass(calls: Sequence[Seen], limit: int = 6) -> ActivationStats:
 
 
 def fold_ranges(calls: Sequence[Seen]) -> ChannelRanges:
-    found = ChannelRanges(
-        np.full((FOLDS, CHANNELS), np.inf, np.float32),
-        np.full((FOLDS, CHANNELS), -np.inf, np.float32),
-    )
+    found = ChannelRanges.unseen(FOLDS, CHANNELS)
     for fold in {call.fold for call in calls}:
         rows = np.concatenate([call.rows for call in calls if call.fold == fold])
         found.minimum[fold], found.maximum[fold] = rows.min(axis=0), rows.max(axis=0)

@@ -27,7 +27,7 @@ def test_before_the_work(command: Command, monkeypatch: pytest.MonkeyPatch) -> N
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qvd_trt.tools.calibration_state.calibrate_share", stop)
+    monkeypatch.setattr("qvd_trt.tools.collect_statistics.calibrate_share", stop)
     result = command("model.onnx", *SHAPES)
     assert result.code == 130
     assert "default settings" in result.err

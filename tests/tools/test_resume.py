@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from qvd_trt.calibrators import collect
+from qvd_trt.calibrators import run_calls
 from qvd_trt.calibrators.sources.calls import DenoiserCall
 from qvd_trt.calibrators.statistics.collector import StatisticsCollector
 from qvd_trt.export.arrays import AnyArray
@@ -46,7 +46,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
             return run(self, call)  # type: ignore[no-any-return, operator]
 
         monkeypatch.setattr(StatisticsCollector, name, watched)
-    monkeypatch.setattr(collect, "SAVING_SHARE", float("inf"))
+    monkeypatch.setattr(run_calls, "SAVING_SHARE", float("inf"))
     return found
 
 
@@ -71,7 +71,7 @@ def test_stopped_at_any_call(calls: Command, watch: Watch, options: Sequence[str
         calls.done(*resuming)
         again = len(watch.calls) + stop_at - len(every)
         begun.add(len(every) - len(watch.calls))
-        longest = 3 if options[:2] == SAMPLED[:2] else collect.CALLS_BETWEEN_SAVES
+        longest = 3 if options[:2] == SAMPLED[:2] else run_calls.CALLS_BETWEEN_SAVES
         assert 0 <= again <= max(longest, 11 if options is ONE else 0)
         assert_same_files(calls.folder, "one", "s")
         assert not (calls.folder / PARTIAL).exists()

@@ -229,7 +229,7 @@ def open_models(request: ValidationRequest, stack: ExitStack) -> ModelSet:
         ]
     )
     check_same_interface(signature, qdq_signature, request.qdq_model, request.float_model)
-    if not _is_quantized(qdq_model):
+    if not any(node.op_type == "DequantizeLinear" for node in qdq_model.graph):
         raise UserError(
             f"{request.qdq_model} holds no DequantizeLinear node; give the float model first and "
             "the QDQ model second"
@@ -273,10 +273,6 @@ def open_models(request: ValidationRequest, stack: ExitStack) -> ModelSet:
         models[QDQ_FP16] = _open_lowered(qdq_model, qdq_signature, "qdq", request, stack)
     warnings = () if emulation is not None else (_NOT_EMULATED.format(request.qdq_model),)
     return ModelSet(signature, models, files, skipped, recorded, warnings)
-
-
-def _is_quantized(model: ir.Model) -> bool:
-    return any(node.op_type == "DequantizeLinear" for node in model.graph)
 
 
 def _is_read_otherwise(model: ir.Model) -> bool:

@@ -27,6 +27,7 @@ from qvd_trt.export.passes.opset.node_builder import (
     rank_of,
     unknown,
 )
+from qvd_trt.export.passes.opset.schema import REDUCTIONS_OF_18
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +185,9 @@ def _refuse(node: ir.Node, opset: int) -> None:
     raise UserError("it means something else in the older opset; export with that opset instead")
 
 
-_REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
-
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
-        **{f"Reduce{name}": Rule((18,), _reduce) for name in _REDUCTIONS},
+        **{f"Reduce{name}": Rule((18,), _reduce) for name in REDUCTIONS_OF_18},
         "Attention": Rule((23,), decompose_attention),
         "AveragePool": Rule((19,), _average_pool),
         "Cast": Rule((19,), _cast),

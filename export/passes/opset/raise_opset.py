@@ -12,6 +12,7 @@ from onnx_ir.passes.common import InlinePass
 from qvd_trt.export.errors import UserError
 from qvd_trt.export.passes.edits import add_initializer
 from qvd_trt.export.passes.opset.schema import (
+    REDUCTIONS_OF_18,
     check_node,
     describe,
     least_ir_version,
@@ -133,9 +134,7 @@ def _spread_group_norm(node: ir.Node) -> None:
         node.replace_input_with(index, add_initializer(graph, f"{node.name}/{name}", spread))
 
 
-_REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
-
 _CHANGES_OF_18: Mapping[str, Callable[[ir.Node], None]] = MappingProxyType(
-    {**{f"Reduce{name}": _reduce for name in _REDUCTIONS}, "Split": _split}
+    {**{f"Reduce{name}": _reduce for name in REDUCTIONS_OF_18}, "Split": _split}
 )
 """By operator, what opset 18 changed."""

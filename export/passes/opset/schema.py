@@ -16,6 +16,9 @@ Dtypes = Mapping[ir.Value, ir.DataType]
 LOWEST, HIGHEST = 17, 25
 """Opsets between which a graph can be lowered."""
 
+REDUCTIONS_OF_18 = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
+"""``Reduce...`` operators whose axes became an input in opset 18."""
+
 DTYPE_ATTRIBUTES = {
     "Cast": "to",
     "RandomNormal": "dtype",

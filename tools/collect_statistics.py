@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from qvd_trt.calibrators.algorithms.registry import ALGORITHMS
 from qvd_trt.calibrators.calibrate import CalibrationOptions, calibrate_share, check_shard
-from qvd_trt.calibrators.collect import Share
+from qvd_trt.calibrators.run_calls import Share
 from qvd_trt.calibrators.sources.calls import CalibrationSource
 from qvd_trt.calibrators.sources.open_source import open_source
 from qvd_trt.calibrators.sources.self_sampling import SelfSampling

@@ -18,7 +18,7 @@ from qvd_trt.export.errors import UserError
 from qvd_trt.export.graph.float_model import FloatModel
 from qvd_trt.export.plan.site_types import GraphSites
 from qvd_trt.export.progress import Progress
-from qvd_trt.tools.calibration_state import Tell, collect, sites_digest, told_unused
+from qvd_trt.tools.collect_statistics import Tell, collect, sites_digest, told_unused
 from qvd_trt.tools.quantize_request import QuantizeRequest
 
 
