@@ -52,6 +52,9 @@ from qvd_trt.tools.quantize_request import (
 UNSEEN_LOSS = 6.0
 """dB between calibrated and held-out calls from which on the export warns."""
 
+POOR_SQNR = 10.0
+"""dB of a held-out call below which the export warns: a third of the prediction is noise then."""
+
 
 def quantize(
     request: QuantizeRequest,
@@ -111,6 +114,7 @@ def quantize(
             warnings=(
                 *report.warnings,
                 *ranges,
+                *_poor_warning(report),
                 *_unseen_warning(request, report, calibration),
                 *kept,
             ),
@@ -229,6 +233,18 @@ def _range_warnings(
             "export, or use --dtype bf16"
         )
     return tuple(warnings)
+
+
+def _poor_warning(report: QuantizationReport) -> tuple[str, ...]:
+    """That little is left of a held-out call's prediction."""
+    worst = min(report.held_out, key=lambda score: score.sqnr, default=None)
+    if worst is None or worst.sqnr >= POOR_SQNR:
+        return ()
+    return (
+        f"the prediction at timestep {worst.timestep:g} is only {worst.sqnr:.1f} dB from the float "
+        "model's; check that the calls are those that the model was trained for (--calib, "
+        "--sampler, --prediction, --schedule), or keep weak layers float (--min-sqnr, --keep)",
+    )
 
 
 def _unseen_warning(

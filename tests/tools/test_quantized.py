@@ -190,6 +190,15 @@ class TestQuantization:
         assert means == sorted(means, reverse=True)
         assert means[1] - means[2] > 6
 
+    def test_little_that_is_left_is_warned_of(self, command: Command) -> None:
+        result = command.done("model.onnx", *FAST, "--bits", "w2a2", "--json")
+        worst = min(result.json()["held_out"], key=lambda score: score["sqnr"])
+        assert worst["sqnr"] < 10
+        told = f"timestep {worst['timestep']:g} is only {worst['sqnr']:.1f} dB from the float model"
+        assert told in result.err
+        assert "--min-sqnr" in result.err
+        assert "dB from the float" not in command.done("model.onnx", *FAST).err
+
     @pytest.mark.parametrize("name", [*CODEBOOKS, "float"])
     def test_temporal(self, command: Command, name: str) -> None:
         report = command.done("model.onnx", *FAST, "--temporal", name, "--json").json()
